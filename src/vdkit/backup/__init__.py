@@ -1,0 +1,1 @@
+"""Repository, full and incremental backup, restore, verify: knows devices, not VMware."""

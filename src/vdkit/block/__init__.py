@@ -1,0 +1,1 @@
+"""What a disk is: devices, extents, stores, chains and the engine that copies between them."""

@@ -1,0 +1,46 @@
+"""A store is a folder of named byte objects, each of them a block device.
+
+Names are relative, with ``/`` between parts. A store never leaves its own tree: absolute names, ``..``, empty
+parts, NUL, symbolic links and anything that is not a regular file are refused with
+:class:`~vdkit.errors.OutsideStore`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from vdkit.block.device import BlockDevice, WritableDevice
+
+
+@runtime_checkable
+class Store(Protocol):
+    """A folder of named byte objects."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message: a path, ``host:port [datastore1] vm``."""
+
+    def open(self, name: str) -> BlockDevice:
+        """Open an object for reading. Raises NotFound, OutsideStore, AccessDenied."""
+
+    def open_writable(self, name: str) -> WritableDevice:
+        """Open an existing object for reading and writing; it can be resized. Raises as :meth:`open`."""
+
+    def create(self, name: str, size: int = 0) -> WritableDevice:
+        """Make an object of ``size`` bytes, all zero, and open it. Raises AlreadyExists; never replaces."""
+
+    def exists(self, name: str) -> bool: ...
+
+    def list(self, folder: str = "") -> list[str]:
+        """Names of the objects and folders in ``folder``, sorted; folders end with ``/``."""
+
+    def rename(self, old: str, new: str, *, replace: bool = False) -> None:
+        """Atomic and durable. Raises AlreadyExists unless ``replace``."""
+
+    def remove(self, name: str) -> None: ...
+
+    def make_folder(self, name: str) -> None:
+        """Make a folder (and its parents); one that exists is fine."""
+
+    def substore(self, folder: str) -> Store:
+        """The store of one folder of this store."""

@@ -1,0 +1,1 @@
+"""The kit's own API, shaped like VixDiskLib."""

@@ -1,0 +1,1 @@
+"""Use cases that join the control plane and the data plane."""

@@ -1,0 +1,1 @@
+"""The only sockets: connecting, TLS by pin or CA, accepting."""

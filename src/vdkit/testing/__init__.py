@@ -1,0 +1,1 @@
+"""Published test helpers: conformance suites and a simulated host as a pytest fixture."""

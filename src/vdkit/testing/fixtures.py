@@ -1,0 +1,1 @@
+"""A simulated host as a pytest fixture."""

@@ -1,0 +1,1 @@
+"""Ways to a disk's bytes: file, nbd, nbdssl."""

@@ -1,0 +1,1 @@
+"""The VMDK formats: a function from a store to a block device."""

@@ -1,0 +1,1 @@
+"""The control plane over pyVmomi: session, inventory, snapshots, changed areas, tickets."""

@@ -1,0 +1,1 @@
+"""Protocols as bytes, both roles, without I/O."""
