@@ -51,9 +51,9 @@ def sha256_thumbprint(data: bytes) -> str:
 class Trust:
     """What a server's leaf certificate must satisfy. Everything that is given must hold.
 
-    ``sha256``, ``sha1``: thumbprints. ``certificate``: a PEM certificate, byte for byte. With one of these pins
-    neither names nor dates are looked at. ``ca_file``: PEM file of authorities; the certificate must then be
-    issued by one of them for the host's name, and be valid today.
+    ``sha256``, ``sha1``: thumbprints. ``certificate``: a PEM certificate, byte for byte. With one of these
+    pins neither names nor dates are looked at. ``ca_file``: PEM file of authorities; the certificate must then
+    be issued by one of them for the host's name, and be valid today.
     """
 
     sha256: str | None = None
@@ -65,7 +65,7 @@ class Trust:
         if not (self.sha256 or self.sha1 or self.ca_file or self.certificate):
             raise UsageError(
                 "a server's certificate must be pinned by its thumbprint or checked against a CA file",
-                remedy="take the thumbprint from `vdkit fingerprint HOST` and compare it on the host's console",
+                remedy="take the thumbprint from `vdkit fingerprint HOST`, compare it on the host's console",
             )
         for name, digits in (("sha256", _SHA256_DIGITS), ("sha1", _SHA1_DIGITS)):
             value = getattr(self, name)
@@ -92,7 +92,7 @@ class Trust:
         return bool(self.sha256 or self.sha1 or self.certificate)
 
     def context(self) -> ssl.SSLContext:
-        """A client context, TLS 1.2 or later. After the handshake :meth:`check` MUST be called on the leaf."""
+        """A client context, TLS 1.2 or later. After the handshake :meth:`check` MUST be called."""
         context = client_context()
         if not self.ca_file:
             return context
@@ -147,6 +147,6 @@ def _compare(kind: str, expected: str, presented: str, where: str) -> None:
         raise TrustError(
             f"{where}: the server's certificate is not the expected one: "
             f"expected {kind} {expected}, presented {kind} {presented}",
-            remedy="if the host's certificate was replaced, take the new thumbprint from `vdkit fingerprint`; "
-            "otherwise somebody may be in between",
+            remedy="if the host's certificate was replaced, take the new thumbprint from "
+            "`vdkit fingerprint`; otherwise somebody may be in between",
         )
