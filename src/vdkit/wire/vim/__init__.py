@@ -1,0 +1,1 @@
+"""Additions to pyVmomi's tables of SOAP types, for the client and the simulated host alike."""
