@@ -51,7 +51,7 @@ def _has_witness(tool: str) -> bool:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """``@pytest.mark.witness("qemu-img", "dissect.hypervisor")`` names the commands and modules a test needs."""
+    """``@pytest.mark.witness("qemu-img", "dissect.hypervisor")`` names what a test needs to run."""
     wanted = [tool for mark in item.iter_markers("witness") for tool in mark.args]
     missing = sorted({tool for tool in wanted if not _has_witness(tool)})
     if not missing:

@@ -1,0 +1,183 @@
+"""The reference pages that follow from the source, so that they cannot say something else.
+
+``errors.md`` comes from the classes of ``vdkit.errors``; ``limits.md`` from the named constants of the
+package that carry a ``#:`` comment and whose name says that they bound or size something.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from vdkit import errors
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src"
+PAGES = ROOT / "docs" / "reference"
+_HOW = "This page is written by `scripts/reference` from the source; change it there.\n"
+
+#: A constant belongs on the page when its name says that it bounds or sizes something.
+_LIMIT_NAME = re.compile(r"^(MAX|MIN|DEFAULT)_|_(LIMIT|MAX|MIN|TIMEOUT|SIZE|WINDOW|SECONDS)$")
+#: Codes whose meaning the class of an error does not say by itself.
+_EXIT_MEANINGS = {
+    "OK": "done",
+    "FAILED": "something went wrong that has no code of its own",
+    "USAGE": "the command line or an argument is wrong, or asks for something impossible",
+    "SOURCE_INCOMPLETE": "a backup was made, but not everything could be read",
+    "VERIFY_FAILED": "stored bytes differ from what the manifest says",
+    "FORMAT": "a disk or descriptor is damaged, unknown or unsupported",
+    "STORE": "a file or folder could not be read, written or found",
+    "TRANSPORT": "moving bytes to or from a host failed",
+    "TRUST": "the certificate is not the pinned or trusted one",
+    "CONTROL": "vCenter or ESXi refused or failed a call",
+    "NO_REPOSITORY": "there is no repository at the place named",
+    "LOCKED": "somebody else holds the lock",
+    "LOGIN": "user name or password refused",
+    "CHANGE_TRACKING": "changed blocks cannot be told: tracking is off, or was reset",
+    "INTERRUPTED": "stopped by the user",
+}
+
+
+def exit_codes() -> dict[str, int]:
+    return {name: value for name, value in vars(errors.ExitCode).items() if name.isupper()}
+
+
+def error_tree(root: type[errors.VixError] = errors.VixError, depth: int = 0) -> Iterator[tuple[int, type]]:
+    """Every class of the tree with its depth, in the order of the source."""
+    yield depth, root
+    for child in root.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from error_tree(child, depth + 1)
+
+
+def drawing_remarks() -> dict[str, str]:
+    """What the drawing in the docstring of ``vdkit.errors`` says beside a class."""
+    found = {}
+    for line in inspect.getdoc(errors).splitlines():
+        match = re.match(r"[\s│├└─]*([A-Z]\w+)\s+\d+\s+[A-Z_]+(?:\s+(\S.*))?$", line)
+        if match:
+            found[match[1]] = match[2] or ""
+    return found
+
+
+def errors_page() -> str:
+    lines = [
+        "# Errors and exit codes\n",
+        _HOW,
+        "Every error is a `vdkit.errors.VixError`. It owns a number and name of the VIX error space, the "
+        "exit code with which the command ends, and whether the same call may well succeed when tried again. "
+        "Its text is one line that names the thing, the place and, where there is one, the remedy.\n",
+        "## Exit codes\n",
+        "Stable: a script may depend on them. A code that is not in this table means failure.\n",
+        "| code | name | meaning |",
+        "| ---: | --- | --- |",
+    ]
+    lines += [f"| {value} | `{name}` | {_EXIT_MEANINGS[name]} |" for name, value in exit_codes().items()]
+    lines += [
+        "",
+        "## Classes\n",
+        "Indentation is inheritance: catching a class catches those below it.\n",
+        "| class | VIX number | VIX name | exit code | retry | when |",
+        "| --- | ---: | --- | ---: | --- | --- |",
+    ]
+    remarks = drawing_remarks()
+    for depth, kind in error_tree():
+        indent = "&nbsp;&nbsp;" * depth
+        retry = "yes" if kind.retryable else ""
+        lines.append(
+            f"| {indent}`{kind.__name__}` | {kind.code.number} | `VIX_E_{kind.code.name}` | {kind.exit_code} "
+            f"| {retry} | {remarks.get(kind.__name__, '')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _commented_constants(text: str) -> Iterator[tuple[str, str]]:
+    """``(name, comment)`` of the public module constants that stand under a ``#:`` comment."""
+    lines = text.splitlines()
+    for node in ast.parse(text).body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+        for target in targets:
+            if not isinstance(target, ast.Name) or not _LIMIT_NAME.search(target.id):
+                continue
+            comment: list[str] = []
+            above = node.lineno - 2
+            while above >= 0 and lines[above].startswith("#:"):
+                comment.insert(0, lines[above].removeprefix("#:").strip())
+                above -= 1
+            if comment and not target.id.startswith("_"):
+                yield target.id, " ".join(comment)
+
+
+def limits() -> Iterator[tuple[str, str, int | float, str]]:
+    """``(module, constant, value, comment)`` over the whole package, by module."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        found = list(_commented_constants(path.read_text(encoding="utf-8")))
+        if not found:
+            continue
+        module = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+        loaded = importlib.import_module(module)
+        for name, comment in found:
+            value = getattr(loaded, name)
+            if isinstance(value, int | float):
+                yield module, name, value, comment
+
+
+def _shown(value: int | float) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    for unit, size in (
+        ("EiB", 1 << 60),
+        ("TiB", 1 << 40),
+        ("GiB", 1 << 30),
+        ("MiB", 1 << 20),
+        ("KiB", 1 << 10),
+    ):
+        if value >= size and value % size == 0:
+            return f"{value} ({value // size} {unit})"
+    return str(value)
+
+
+def limits_page() -> str:
+    lines = [
+        "# Limits\n",
+        _HOW,
+        "Whatever is read from a file or a peer is bounded by a named constant before it is believed. What "
+        "lies beyond is refused with an error that names the thing and the limit, mostly "
+        "[`LimitExceeded` or `ProtocolError`](errors.md). Values are bytes, seconds or counts, as the text "
+        "says; a multiple of a binary unit is shown in it as well.\n",
+        "| constant | value | bounds |",
+        "| --- | ---: | --- |",
+    ]
+    for module, name, value, comment in limits():
+        lines.append(f"| `{module}.{name}` | {_shown(value)} | {comment.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGE_WRITERS = {"errors.md": errors_page, "limits.md": limits_page}
+
+
+def main(arguments: list[str]) -> int:
+    stale = []
+    for name, write in PAGE_WRITERS.items():
+        path = PAGES / name
+        text = write()
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if "--check" not in arguments:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        verb = "out of date" if "--check" in arguments else "written"
+        sys.stdout.write(f"{verb}: {', '.join(stale)}\n")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,74 @@
+"""What a user gets from ``pip install``: the package, its types, its licence, and nothing else."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built once from a copy that holds only what a build may look at."""
+    folder = tmp_path_factory.mktemp("build")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", "dist"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (folder / "dist").glob("*.whl")
+    assert path.name.endswith("-py3-none-any.whl")
+    return zipfile.ZipFile(path)
+
+
+def _dist_info(wheel: zipfile.ZipFile, name: str) -> str:
+    return wheel.read(f"vdkit-{PROJECT['version']}.dist-info/{name}").decode()
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    package = ROOT / "src"
+    expected = {
+        str(path.relative_to(package))
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert held == expected
+    assert "vdkit/py.typed" in held
+
+
+def test_wheel_carries_licence_and_notice(wheel: zipfile.ZipFile) -> None:
+    for name in ("LICENSE", "NOTICE"):
+        assert _dist_info(wheel, f"licenses/{name}") == (ROOT / name).read_text(encoding="utf-8")
+    metadata = message_from_string(_dist_info(wheel, "METADATA"))
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+
+
+def test_wheel_declares_its_entry_points(wheel: zipfile.ZipFile) -> None:
+    points = configparser.ConfigParser()
+    points.read_string(_dist_info(wheel, "entry_points.txt"))
+    assert points["console_scripts"]["vdkit"] == PROJECT["scripts"]["vdkit"]
+    assert points["pytest11"]["vdkit"] == PROJECT["entry-points"]["pytest11"]["vdkit"]
+
+
+def test_version_is_the_package_s_own() -> None:
+    import vdkit
+
+    assert vdkit.__version__ == PROJECT["version"]
