@@ -1,0 +1,222 @@
+"""The one place where pyVmomi's faults, HTTP, TLS and socket errors become errors of vdkit.
+
+Sources: the published vSphere Web Services API reference (fault types and their fields), the Python standard
+library's exceptions, and reports of users on what hosts answer in practice.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+from xml.parsers.expat import ExpatError
+
+from pyVmomi import vim, vmodl
+
+from vdkit.errors import (
+    AlreadyExists,
+    ChangeTrackingError,
+    ConnectFailed,
+    ConnectionLost,
+    ConnectionRefused,
+    ControlError,
+    DeadlineExceeded,
+    DiskFull,
+    HostNotFound,
+    LoginFailed,
+    NoPrivilege,
+    NotFound,
+    NotSupported,
+    ObjectBusy,
+    ObjectNotFound,
+    ProtocolError,
+    SessionExpired,
+    SnapshotFailed,
+    TrackingOff,
+    TrackingReset,
+    TrustError,
+    UsageError,
+    VixError,
+)
+
+#: What may come out of a call of pyVmomi besides our own errors.
+FOREIGN: Final = (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError)
+#: Characters of a server's own text that are repeated in a message.
+MAX_DETAIL: Final = 400
+
+_FIREWALL = "check that TCP {port} of the host is open from here"
+_NO_CHANGE_IDS = "enable change tracking for the machine and take a full backup"
+
+#: Most special first: the first type that fits decides. The remedy may be None.
+_KINDS: Final[tuple[tuple[Any, type[VixError], str | None], ...]] = (
+    (vim.fault.PasswordExpired, LoginFailed, "change the password of this account first"),
+    (vim.fault.InvalidLogin, LoginFailed, "check the user name and the password"),
+    (vim.fault.NotAuthenticated, SessionExpired, "log in again"),
+    (vmodl.fault.ManagedObjectNotFound, ObjectNotFound, "it was deleted or unregistered; list the machines again"),
+    (vim.fault.TaskInProgress, ObjectBusy, "another task is running on it; try again when that one has ended"),
+    (vim.fault.ConcurrentAccess, ObjectBusy, "somebody else changed it at the same time; try again"),
+    (vim.fault.ResourceInUse, ObjectBusy, "it is in use; try again later"),
+    (vim.fault.FileLocked, ObjectBusy, "the file is in use; power the machine off or wait for the other program"),
+    (vim.fault.DuplicateName, AlreadyExists, "choose another name"),
+    (vim.fault.AlreadyExists, AlreadyExists, "choose another name"),
+    (vim.fault.FileAlreadyExists, AlreadyExists, "choose another name or delete the file first"),
+    (vim.fault.FileNotFound, NotFound, None),
+    (vim.fault.NoDiskSpace, DiskFull, "free space on the datastore or choose another one"),
+    (vim.fault.InvalidName, UsageError, "choose another name"),
+    (vim.fault.SnapshotFault, SnapshotFailed, None),
+    (vmodl.fault.MethodNotFound, NotSupported, "this server does not have that call"),
+    (vmodl.fault.NotSupported, NotSupported, None),
+    (vmodl.fault.NotImplemented, NotSupported, None),
+    (vim.fault.NotSupportedHost, NotSupported, None),
+)
+_LICENCE_REMEDY = (
+    "the free ESXi licence only lets programs read; an evaluation or paid licence is needed to change anything"
+)
+
+
+def translate(error: BaseException, *, where: str, what: str) -> VixError:
+    """The error of vdkit for ``error``; ``where`` is ``host:port``, ``what`` is the act and its object."""
+    if isinstance(error, VixError):
+        return error
+    if isinstance(error, vmodl.MethodFault):
+        return _from_fault(error, f"{where}: {what}")
+    return _from_network(error, where, what)
+
+
+@contextmanager
+def translating(where: str, what: str) -> Iterator[None]:
+    """Raise every foreign error of the block as one of ours, the cause kept."""
+    try:
+        yield
+    except FOREIGN as error:
+        raise translate(error, where=where, what=what) from error
+
+
+def is_quiesce_failure(error: VixError) -> bool:
+    """True if a snapshot failed because the guest could not be brought to rest."""
+    fault = error.__cause__
+    return isinstance(
+        fault, (vim.fault.ApplicationQuiesceFault, vim.fault.FilesystemQuiesceFault, vim.fault.ToolsUnavailable)
+    )
+
+
+def from_area_query(error: vmodl.MethodFault, *, where: str, what: str, offset: int, capacity: int) -> VixError:
+    """The error for a refused QueryChangedDiskAreas that asked from ``offset`` of ``capacity`` bytes.
+
+    Hosts say "this id means nothing to me" in several ways; none of them may look like an empty answer.
+    """
+    prefix = f"{where}: {what}"
+    detail = _detail(error)
+    reset = "take a full backup, or compare the whole disk with the last one"
+    if isinstance(error, vim.fault.FileLocked):
+        return translate(error, where=where, what=what)
+    if isinstance(error, vim.fault.FileFault):
+        return TrackingReset(f"{prefix}: the host does not know the saved change id any more ({detail})", remedy=reset)
+    if isinstance(error, vmodl.fault.InvalidArgument):
+        match _property(error):
+            case "changeId":
+                return TrackingReset(f"{prefix}: the host refuses the saved change id ({detail})", remedy=reset)
+            case "deviceKey":
+                return TrackingOff(f"{prefix}: the host tracks no changes of this disk ({detail})", remedy=_NO_CHANGE_IDS)
+            case "startOffset":
+                return TrackingReset(
+                    f"{prefix}: the host stopped describing the changes at byte {offset} of {capacity} ({detail})",
+                    remedy=reset,
+                )
+            case _:
+                return ChangeTrackingError(f"{prefix}: {detail}")
+    if isinstance(error, (vim.fault.NotFound, vmodl.fault.NotSupported, vmodl.fault.MethodNotFound)):
+        return TrackingOff(f"{prefix}: change tracking is not available ({detail})", remedy=_NO_CHANGE_IDS)
+    return translate(error, where=where, what=what)
+
+
+def _from_fault(fault: vmodl.MethodFault, prefix: str) -> VixError:
+    detail = _detail(fault)
+    # NotAuthenticated is declared as a kind of NoPermission.
+    if isinstance(fault, vim.fault.NoPermission) and not isinstance(fault, vim.fault.NotAuthenticated):
+        return _no_privilege(fault, prefix)
+    if isinstance(fault, (vim.fault.RestrictedVersion, vim.fault.LicenseExpired)) or "prohibit" in detail.lower():
+        return ControlError(f"{prefix}: {detail}", remedy=_LICENCE_REMEDY)
+    if isinstance(fault, vim.fault.InvalidPowerState):
+        return ControlError(
+            f"{prefix}: the machine is {fault.existingState}, but must be {fault.requestedState or 'in another state'}"
+        )
+    if isinstance(fault, vmodl.fault.InvalidArgument):
+        return ControlError(f"{prefix}: the host refuses the value of {_property(fault) or 'a parameter'} ({detail})")
+    if isinstance(fault, vmodl.fault.ManagedObjectNotFound) and fault.obj is not None:
+        detail = f"{fault.obj._GetMoId()} does not exist"
+    elif isinstance(fault, vim.fault.FileFault) and fault.file and fault.file not in detail:
+        detail = f"{detail} ({fault.file})"
+    elif isinstance(fault, vim.fault.GenericVmConfigFault) and fault.reason:
+        detail = f"{detail} ({fault.reason})"
+    for kind, error, remedy in _KINDS:
+        if isinstance(fault, kind):
+            return error(f"{prefix}: {detail}", remedy=remedy)
+    return ControlError(f"{prefix}: {detail}")
+
+
+def _no_privilege(fault: Any, prefix: str) -> NoPrivilege:
+    missing = {fault.privilegeId} if fault.privilegeId else set()
+    objects = {fault.object._GetMoId()} if fault.object is not None else set()
+    for entity in getattr(fault, "missingPrivileges", None) or ():
+        objects.add(entity.entity._GetMoId())
+        missing.update(entity.privilegeIds)
+    privilege = ", ".join(sorted(missing)) or "a privilege that the host does not name"
+    on = f" on {', '.join(sorted(objects))}" if objects else ""
+    return NoPrivilege(
+        f"{prefix}: the account lacks {privilege}{on}",
+        remedy=f"ask the administrator to add {privilege} to the role of this account",
+    )
+
+
+def _property(fault: vmodl.fault.InvalidArgument) -> str | None:
+    """The parameter that was refused; old hosts say it only at the end of the text."""
+    name = fault.invalidProperty
+    if not name and fault.msg and ":" in fault.msg:
+        name = fault.msg.rsplit(":", 1)[1].strip().rstrip(".")
+    return name.rsplit(".", 1)[-1] if name else None
+
+
+def _detail(fault: vmodl.MethodFault) -> str:
+    kind = type(fault).__name__.rsplit(".", 1)[-1]
+    text = " ".join((fault.msg or "").split()).rstrip(".")[:MAX_DETAIL]
+    return text or kind
+
+
+def _from_network(error: BaseException, where: str, what: str) -> VixError:
+    prefix = f"{where}: {what}"
+    firewall = _FIREWALL.format(port=where.rsplit(":", 1)[-1])
+    match error:
+        case ssl.SSLCertVerificationError():
+            return TrustError(
+                f"{prefix}: the certificate is not trusted: {error.verify_message}",
+                remedy="give the CA file that signed it, or the thumbprint shown by 'vdkit fingerprint'",
+            )
+        case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
+            return ConnectionLost(f"{prefix}: the host closed the TLS connection", remedy=firewall)
+        case TimeoutError():
+            return DeadlineExceeded(f"{prefix}: no answer in the time allowed", remedy=firewall)
+        case ssl.SSLError():
+            return ProtocolError(f"{prefix}: TLS failed: {error.reason or error}", remedy="is this an HTTPS port?")
+        case ConnectionRefusedError():
+            return ConnectionRefused(f"{prefix}: connection refused", remedy=firewall)
+        case socket.gaierror():
+            return HostNotFound(f"{prefix}: the name does not resolve", remedy="check the name of the host")
+        case http.client.RemoteDisconnected() | http.client.IncompleteRead() | ConnectionError():
+            return ConnectionLost(f"{prefix}: the host closed the connection", remedy=firewall)
+        case http.client.BadStatusLine() | http.client.LineTooLong() | ExpatError():
+            return ProtocolError(f"{prefix}: the answer is not that of a vSphere host", remedy="check host and port")
+        case http.client.HTTPException():
+            return ConnectFailed(f"{prefix}: the host answered HTTP {_one_line(error)}", remedy="is /sdk served there?")
+        case OSError():
+            return ConnectFailed(f"{prefix}: {error.strerror or _one_line(error)}", remedy=firewall)
+        case _:
+            return ControlError(f"{prefix}: {_one_line(error)}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:MAX_DETAIL] or type(error).__name__
+

@@ -1,0 +1,266 @@
+"""A session with a vCenter or an ESXi host.
+
+The certificate is checked before the password leaves. A session that the host has let go (they expire after
+30 to 50 minutes without a call, and reads over the data port do not count) is renewed when the next call finds
+out: the host refuses such a call before it does anything, so repeating it is safe. A call that ended with a lost
+connection is repeated only when it reads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from pyVmomi import vim
+
+from vdkit.errors import Closed, LoginFailed, SessionExpired, UsageError, VixError
+from vdkit.net.secret import Secret
+from vdkit.net.trust import Trust
+from vdkit.vsphere.connection import bracketed
+from vdkit.vsphere.faults import FOREIGN, translate
+from vdkit.vsphere.stub import VerifiedStub, negotiate_version
+
+T = TypeVar("T")
+
+DEFAULT_PORT: Final = 443
+#: Seconds for connecting and for every answer.
+DEFAULT_TIMEOUT: Final = 60.0
+#: Seconds between two calls that keep an idle session alive; a third of the shortest life time seen.
+KEEP_ALIVE_SECONDS: Final = 600.0
+#: How often a reading call is made in all when the connection keeps failing.
+READ_ATTEMPTS: Final = 3
+#: Seconds before the second attempt; doubled for each further one.
+RETRY_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the server says it is."""
+
+    full_name: str
+    api_type: str
+    api_version: str
+    version: str
+    build: str
+    instance_uuid: str | None
+
+    @property
+    def is_vcenter(self) -> bool:
+        return self.api_type == "VirtualCenter"
+
+
+class Session:
+    """A logged-in session; make it with :meth:`login`. Any method may be called from any thread.
+
+    In a ``with`` block a thread keeps the session alive; it is joined when the block ends.
+    """
+
+    def __init__(
+        self,
+        stub: VerifiedStub,
+        host: str,
+        port: int,
+        user: str,
+        password: Secret,
+        *,
+        keep_alive: float = KEEP_ALIVE_SECONDS,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._stub = stub
+        self._host, self._port = host, port
+        self._user, self._password = user, password
+        self._lock = threading.Lock()
+        self._generation = 0
+        self._closed = False
+        self._stop = threading.Event()
+        self._keeper: threading.Thread | None = None
+        self._content: Any = None
+        self._about: About | None = None
+        self._sleep = sleep
+        self._keep_alive_seconds = keep_alive
+
+    @classmethod
+    def login(
+        cls,
+        host: str,
+        port: int,
+        user: str,
+        password: Secret,
+        trust: Trust,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        keep_alive: float = KEEP_ALIVE_SECONDS,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Session:
+        """Connect, check the certificate, log in.
+
+        ``timeout`` (seconds) holds for connecting and for every answer; ``keep_alive`` is the time in seconds
+        between the calls that keep an idle session; ``sleep`` waits between attempts. ``host`` is a name, an IPv4 or an IPv6 address (brackets are optional). Raises TrustError, LoginFailed,
+        ConnectFailed and its kinds, DeadlineExceeded, ProtocolError.
+        """
+        host = host.strip().removeprefix("[").removesuffix("]")
+        if not host or not 0 < port < 1 << 16:
+            raise UsageError(f"{host!r} port {port}: a host and a port from 1 to 65535 are needed")
+        for text, name in ((user, "user name"), (password.reveal(), "password")):
+            if any(ord(c) < 32 and c not in "\t\n\r" for c in text):
+                raise UsageError(f"the {name} for {host} holds a control character, which XML cannot carry")
+        where = f"{bracketed(host)}:{port}"
+        try:
+            version = negotiate_version(host, port, trust, timeout=timeout)
+        except FOREIGN as error:
+            raise translate(error, where=where, what="connect") from error
+        stub = VerifiedStub(host, port, trust, timeout=timeout, version=version)
+        session = cls(stub, host, port, user, password, keep_alive=keep_alive, sleep=sleep)
+        try:
+            session._log_in()
+        except BaseException:
+            session._stub.DropConnections()
+            raise
+        return session
+
+    # -- what it is ------------------------------------------------------------------------------
+
+    @property
+    def host(self) -> str:
+        return self._host
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @property
+    def where(self) -> str:
+        """``host:port``, for messages."""
+        return f"{bracketed(self._host)}:{self._port}"
+
+    @property
+    def about(self) -> About:
+        assert self._about is not None
+        return self._about
+
+    @property
+    def content(self) -> Any:
+        """pyVmomi's ServiceInstanceContent: the root folder and the managers."""
+        return self._content
+
+    def sleep(self, seconds: float) -> None:
+        """Wait between two looks at the host; a test hands in its own clock at :meth:`login`."""
+        self._sleep(seconds)
+
+    @property
+    def stub(self) -> VerifiedStub:
+        return self._stub
+
+    def managed(self, kind: Any, moref: str) -> Any:
+        """pyVmomi's managed object of that kind and id; no call is made."""
+        return kind(moref, self._stub)
+
+    def __repr__(self) -> str:
+        return f"<Session {self._user!r} at {self.where}{' closed' if self._closed else ''}>"
+
+    # -- calls -----------------------------------------------------------------------------------
+
+    def read(self, what: str, function: Callable[[], T]) -> T:
+        """Run ``function``, whose calls only read; repeated after a lost connection or an expired session.
+
+        ``what`` says in a message what was attempted ("list the machines").
+        """
+        for attempt in range(1, READ_ATTEMPTS):
+            try:
+                return self.call(what, function)
+            except VixError as error:
+                if not error.retryable or self._closed:
+                    raise
+                self._sleep(RETRY_SECONDS * 2 ** (attempt - 1))
+        return self.call(what, function)
+
+    def call(self, what: str, function: Callable[[], T]) -> T:
+        """Run ``function``, whose calls may change something; repeated only after an expired session."""
+        generation = self._generation
+        try:
+            return self._once(what, function)
+        except SessionExpired:
+            self._renew(generation)
+            return self._once(what, function)
+
+    def _once(self, what: str, function: Callable[[], T]) -> T:
+        if self._closed:
+            raise Closed(f"{self.where}: {what}: the session has been closed")
+        try:
+            return function()
+        except FOREIGN as error:
+            raise translate(error, where=self.where, what=what) from error
+
+    def _log_in(self) -> None:
+        self._stub.forget_session()
+        what = f"log in as {self._user!r}"
+        secret = self._password.reveal()
+        try:
+            content = vim.ServiceInstance("ServiceInstance", self._stub).RetrieveContent()
+            content.sessionManager.Login(self._user, secret, None)
+        except FOREIGN as error:
+            if secret and secret in str(error):
+                # Neither the host's text nor the cause may carry the password on.
+                raise LoginFailed(f"{self.where}: {what}: the host refused, repeating the password") from None
+            raise translate(error, where=self.where, what=what) from error
+        if not self._stub.GetSessionId():
+            raise LoginFailed(f"{self.where}: {what}: the host gave no session", remedy="is this a vSphere host?")
+        self._content = content
+        about = content.about
+        self._about = About(
+            about.fullName, about.apiType, about.apiVersion, about.version, about.build, about.instanceUuid
+        )
+        self._generation += 1
+
+    def _renew(self, generation: int) -> None:
+        """Log in again unless another thread has done so since ``generation``."""
+        with self._lock:
+            if generation == self._generation:
+                self._log_in()
+
+    # -- life cycle ------------------------------------------------------------------------------
+
+    def touch(self) -> None:
+        """Make a cheap call that needs a session, so that the host does not let it expire."""
+        self.read("keep the session alive", self._current_time)
+
+    def close(self) -> None:
+        """Log out, as far as the host still listens, and let go of everything. Twice is fine."""
+        self._stop.set()
+        if self._keeper is not None:
+            self._keeper.join()
+            self._keeper = None
+        if self._closed:
+            return
+        # After a long run the session may have expired: not being able to log out harms nobody.
+        with suppress(VixError):
+            self._once("log out", lambda: self._content.sessionManager.Logout())
+        self._closed = True
+        self._stub.DropConnections()
+        self._stub.forget_session()
+
+    def __enter__(self) -> Self:
+        if self._keeper is None and not self._closed:
+            self._keeper = threading.Thread(target=self._keep_alive, name=f"vdkit session {self.where}")
+            self._keeper.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _keep_alive(self) -> None:
+        while not self._stop.wait(self._keep_alive_seconds):
+            # A failure here is not lost: the next real call meets the same one and reports it.
+            with suppress(VixError):
+                self.call("keep the session alive", self._current_time)
+
+    def _current_time(self) -> Any:
+        return vim.ServiceInstance("ServiceInstance", self._stub).CurrentTime()
+

@@ -1,0 +1,90 @@
+"""pyVmomi's SOAP stub over connections that are verified before a byte of a request leaves.
+
+pyVmomi's own ``thumbprint`` is looked at only after the usual verification has failed, so a certificate that the
+system trusts would pass a pin that it does not match. Here every connection, also one that the HTTP client
+reopens by itself, compares the certificate first.
+
+Sources: pyVmomi's public source (``SoapStubAdapter``), the vSphere Web Services SDK's ``vimServiceVersions.xml``.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+from functools import partial
+from typing import Any, Final
+
+from pyVmomi import SoapAdapter, VmomiSupport, vmodl
+
+from vdkit.errors import LimitExceeded, ProtocolError, VixError
+from vdkit.net.trust import Trust
+from vdkit.vsphere.connection import VerifiedConnection
+
+#: What every vSphere since 5.5 understands; used when a server does not list its versions.
+OLDEST_VERSION: Final = "vim.version.version9"
+#: Bytes of the list of versions that are looked at.
+MAX_VERSIONS_REPLY: Final = 256 << 10
+#: An idle connection older than this (seconds) is not used again: hosts close theirs after about a minute, and a
+#: call that changes something must not be lost in the gap.
+IDLE_SECONDS: Final = 20
+#: Connections kept open per session.
+POOL_SIZE: Final = 4
+
+
+class VerifiedStub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types
+    """A SOAP stub whose connections are all :class:`VerifiedConnection`."""
+
+    def __init__(self, host: str, port: int, trust: Trust, *, timeout: float, version: str = OLDEST_VERSION) -> None:
+        super().__init__(
+            host=host,
+            port=port,
+            path="/sdk",
+            version=version,
+            poolSize=POOL_SIZE,
+            acceptCompressedResponses=False,  # so that the size of a reply can be bounded
+            connectionPoolTimeout=IDLE_SECONDS,
+        )
+        self.where = f"{self.host}"
+        self.scheme = partial(VerifiedConnection, trust=trust, timeout=timeout)
+
+    def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:  # noqa: N802, N803  # its names
+        try:
+            return super().InvokeMethod(mo, info, args, outerStub)
+        except (vmodl.MethodFault, OSError, http.client.HTTPException, VixError):
+            raise
+        except Exception as error:
+            # pyVmomi raises bare TypeError, KeyError, Exception for replies that do not fit its tables.
+            raise ProtocolError(
+                f"{self.where}: the answer to {info.wsdlName} cannot be understood ({type(error).__name__}: {error})"
+            ) from error
+
+    def forget_session(self) -> None:
+        """Send no cookie with the next call."""
+        self.SetSessionId(None)
+        self.cookie = ""
+
+
+def negotiate_version(host: str, port: int, trust: Trust, *, timeout: float) -> str:
+    """The newest API version that both this server and pyVmomi's tables know."""
+    connection = VerifiedConnection(host, port, trust=trust, timeout=timeout)
+    try:
+        connection.request("GET", "/sdk/vimServiceVersions.xml")
+        reply = connection.getresponse()
+        text = reply.read(MAX_VERSIONS_REPLY + 1)
+    finally:
+        connection.close()
+    if len(text) > MAX_VERSIONS_REPLY:
+        raise LimitExceeded(f"{host}:{port}: its list of API versions is longer than {MAX_VERSIONS_REPLY} bytes")
+    if reply.status != http.client.OK:
+        return OLDEST_VERSION
+    # A regular expression on purpose: the document is flat, and an XML parser would expand entities.
+    offered = set(re.findall(r"<version>([0-9.]{1,32})</version>", text.decode("utf-8", "replace")))
+    ours = (version for version in VmomiSupport.versionIdMap if version.startswith("vim.version."))
+    known = [(_order(VmomiSupport.versionIdMap[version]), version) for version in ours]
+    usable = [item for item in known if VmomiSupport.versionIdMap[item[1]] in offered]
+    return max(usable)[1] if usable else OLDEST_VERSION
+
+
+def _order(number: str) -> tuple[int, ...]:
+    parts = number.split(".")
+    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else (0,)
