@@ -52,8 +52,8 @@ class Trust:
     """What a server's leaf certificate must satisfy. Everything that is given must hold.
 
     ``sha256``, ``sha1``: thumbprints. ``certificate``: a PEM certificate, byte for byte. With one of these
-    pins neither names nor dates are looked at. ``ca_file``: PEM file of authorities; the certificate must then
-    be issued by one of them for the host's name, and be valid today.
+    pins neither names nor dates are looked at. ``ca_file``: PEM file of authorities; the certificate must
+    then be issued by one of them for the host's name, and be valid today.
     """
 
     sha256: str | None = None
