@@ -1,7 +1,7 @@
 """The links of a disk, leaf to base, seen as one device.
 
 A link says ``ABSENT`` for what it does not hold; the answer is then in the next link, and what not even the
-base holds reads as zeroes. Only the leaf is written. A leaf that allocates in grains tells the grain's size as
+base holds reads as zeroes. Only the leaf is written. A leaf that allocates in grains tells their size as
 ``write_unit``: where a write covers part of a grain that the leaf lacks, the rest is fetched from the parents
 first, because once the grain exists the parents are not looked at any more.
 """
@@ -33,7 +33,7 @@ class _Run(NamedTuple):
 
 
 class Chain(BaseWritableDevice):
-    """``links``, leaf first, as one device. Owns and closes them. Sector size and write access: the leaf's."""
+    """``links``, leaf first, as one device. Owns and closes them; the leaf decides whether it is writable."""
 
     def __init__(self, links: Sequence[BlockDevice], *, name: str | None = None) -> None:
         if not links:
@@ -131,25 +131,34 @@ class Chain(BaseWritableDevice):
             leaf.write_many(pieces)
             return
         with self._write_lock:
-            leaf.write_many(self._completed(pieces))
+            if self._share_a_grain(pieces):  # the second must find the grain that the first one made
+                for piece in pieces:
+                    leaf.write_many(self._completed([piece]))
+            else:
+                leaf.write_many(self._completed(pieces))
+
+    def _share_a_grain(self, pieces: Sequence[tuple[int, memoryview]]) -> bool:
+        end = 0
+        for offset, length in sorted((offset, len(view)) for offset, view in pieces):
+            if offset // self._unit * self._unit < end:
+                return True
+            end = offset + length
+        return False
 
     def _completed(self, pieces: Sequence[tuple[int, memoryview]]) -> list[tuple[int, memoryview]]:
         """The same writes with every grain that the leaf lacks made whole."""
         ready: list[tuple[int, memoryview]] = []
-        grains: dict[int, bytearray] = {}
         for offset, view in pieces:
             for start, part in self._cut(offset, view):
                 grain = start // self._unit * self._unit
                 size = min(self._unit, self.capacity - grain)
                 if len(part) >= size or not self._lacks(grain, size):
                     ready.append((start, part))
-                    continue
-                whole = grains.get(grain)
-                if whole is None:
-                    whole = grains[grain] = bytearray(size)
-                    self._read_into(grain, memoryview(whole))
-                whole[start - grain : start - grain + len(part)] = part
-        ready.extend((grain, memoryview(whole)) for grain, whole in grains.items())
+                else:
+                    whole = memoryview(bytearray(size))
+                    self._read_into(grain, whole)
+                    whole[start - grain : start - grain + len(part)] = part
+                    ready.append((grain, whole))
         return ready
 
     def _cut(self, offset: int, view: memoryview) -> Iterator[tuple[int, memoryview]]:

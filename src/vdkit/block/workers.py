@@ -19,7 +19,8 @@ class CancelToken:
     """A request to stop, visible to any thread. A token with a ``parent`` is cancelled with it."""
 
     def __init__(self, parent: CancelToken | None = None) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may cancel while its thread is cancelling.
+        self._lock = threading.RLock()
         self._event = threading.Event()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._next_key = 0
