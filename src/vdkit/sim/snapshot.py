@@ -1,0 +1,94 @@
+"""Snapshots of a machine, and the facts about machine and disks that they freeze."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+#: Device key of the SCSI controller ``scsi0``; every simulated disk hangs on it.
+CONTROLLER_KEY = 1000
+#: Device key of the disk on unit 0; the others follow.
+FIRST_DISK_KEY = 2000
+#: Unit number that the controller itself has.
+CONTROLLER_UNIT = 7
+#: Units 0 to 15 without the controller's own.
+UNITS = tuple(unit for unit in range(16) if unit != CONTROLLER_UNIT)
+#: Snapshots in a row that a host makes; the documented limit.
+MAX_SNAPSHOT_DEPTH = 32
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """What a ``.vmx`` file says of a machine besides its disks. Sizes: memory in MiB."""
+
+    name: str
+    bios_uuid: str
+    instance_uuid: str
+    guest_id: str = "otherLinux64Guest"
+    memory_mib: int = 1024
+    cpus: int = 1
+    firmware: str = "bios"
+    hardware_version: int = 19
+    change_tracking: bool = False
+    annotation: str = ""
+
+    @property
+    def version(self) -> str:
+        """``vmx-19``"""
+        return f"vmx-{self.hardware_version:02d}"
+
+
+@dataclass(frozen=True)
+class DiskState:
+    """A disk at one moment: now, or at a snapshot. Paths are datastore paths, sizes bytes.
+
+    ``parents`` go from the nearest to the base. ``change_id`` is None if the disk was not tracked.
+    """
+
+    key: int
+    unit: int
+    capacity: int
+    file: str
+    parents: tuple[str, ...]
+    thin: bool
+    uuid: str
+    content_id: str
+    change_id: str | None
+    controller_key: int = CONTROLLER_KEY
+    mode: str = "persistent"
+
+    @property
+    def label(self) -> str:
+        """``Hard disk 1``"""
+        position = UNITS.index(self.unit) if self.unit in UNITS else self.unit
+        return f"Hard disk {position + 1}"
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """A node of a machine's snapshot tree. ``disks`` by device key, as they were; ``config`` likewise."""
+
+    moref: str
+    uid: int
+    name: str
+    description: str
+    created: datetime
+    powered_on: bool
+    memory: bool
+    quiesced: bool
+    config: MachineConfig
+    disks: Mapping[int, DiskState]
+    parent: Snapshot | None = None
+    children: list[Snapshot] = field(default_factory=list)
+
+    def walk(self) -> Iterator[Snapshot]:
+        """This snapshot and all below it, parents first."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    @property
+    def depth(self) -> int:
+        """1 for a root."""
+        return 1 if self.parent is None else self.parent.depth + 1
