@@ -8,7 +8,8 @@ replaces the leaf inside a stun; a guest device goes on without noticing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from vdkit.block.device import BaseWritableDevice, WritableDevice
@@ -198,11 +199,11 @@ class SimDisk:
         """The disk as the guest of the running machine sees it. Its size is that of this moment."""
         return GuestDevice(self)
 
-    def guest_read(self, pieces: list[tuple[int, memoryview]]) -> None:
+    def guest_read(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
         with self._owner.gate.io():
             self._live().read_many(pieces)
 
-    def guest_write(self, pieces: list[tuple[int, memoryview]]) -> None:
+    def guest_write(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
         with self._owner.gate.io():
             live = self._live()
             for offset, view in pieces:
@@ -229,6 +230,13 @@ class SimDisk:
         if tracker is not None:
             tracker.record(offset, length)
 
+    @contextmanager
+    def outside_write(self, offset: int, length: int) -> Iterator[None]:
+        """A write to the closed disk by somebody who holds its lock: counted and tracked like a guest's."""
+        with self._owner.gate.io():
+            self.record(offset, length)
+            yield
+
     def _live(self) -> WritableDevice:
         if self._running is None:
             raise Closed(f"{self.file}: the machine {self._owner.name} does not run")
@@ -245,8 +253,14 @@ class GuestDevice(BaseWritableDevice):
     def _read_into(self, offset: int, view: memoryview) -> None:
         self._disk.guest_read([(offset, view)])
 
+    def _read_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        self._disk.guest_read(pieces)
+
     def _write_from(self, offset: int, view: memoryview) -> None:
         self._disk.guest_write([(offset, view)])
+
+    def _write_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        self._disk.guest_write(pieces)
 
     def _write_zeroes(self, offset: int, length: int) -> None:
         self._disk.guest_zero(offset, length)
