@@ -16,6 +16,7 @@ from typing import NamedTuple
 from vdkit.block.cursor import ExtentCursor
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent, ExtentKind
+from vdkit.block.forward import close_all
 from vdkit.errors import ChainError, ReadOnly, UsageError
 
 #: Links of one chain. VMware allows 32 snapshots; linked clones come on top.
@@ -206,14 +207,7 @@ class Chain(BaseWritableDevice):
         self._writable_leaf().flush()
 
     def _close(self) -> None:
-        failed: Exception | None = None
-        for link in self._links:
-            try:
-                link.close()
-            except Exception as error:  # noqa: BLE001  the others must be closed all the same
-                failed = failed or error
-        if failed is not None:
-            raise failed
+        close_all(self._links)
 
 
 def _fill_with_zeroes(view: memoryview) -> None:

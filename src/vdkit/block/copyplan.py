@@ -70,7 +70,7 @@ class Planner:
     def __init__(
         self, extents: Iterator[Extent], *, batch: int, block: int, zero_step: int = ZERO_STEP
     ) -> None:
-        """``batch``, at least ``block``, is bytes of data per batch; no piece crosses a multiple of ``block``."""
+        """``batch`` (at least ``block``) bytes of data each; no piece crosses a multiple of ``block``."""
         self._extents = coalesce(extents)
         self._batch = batch
         self._block = block
