@@ -1,0 +1,121 @@
+"""Making TCP connections. Every failure is an error of its own, naming host and port."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+
+from vdkit.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    ConnectionRefused,
+    DeadlineExceeded,
+    HostNotFound,
+    ProtocolError,
+    TransportError,
+    TrustError,
+)
+from vdkit.net.deadline import Deadline
+
+#: Seconds in which a TCP connection must be made.
+DEFAULT_TIMEOUT = 10.0
+
+
+def host_port(host: str, port: int) -> str:
+    """``host:port`` for messages and URLs; an IPv6 literal goes into brackets."""
+    bare = unbracket(host)
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def unbracket(host: str) -> str:
+    """An IPv6 literal without the brackets that URLs put around it."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def connect(
+    host: str, port: int, deadline: Deadline | None = None, *, timeout: float = DEFAULT_TIMEOUT
+) -> socket.socket:
+    """A connected TCP socket. ``host`` is a name or an IPv4 or IPv6 literal, with or without brackets.
+
+    All addresses of a name are tried in the resolver's order, by ``deadline`` (or within ``timeout``
+    seconds). The time that the system's resolver takes is bounded by its own settings. The socket is left with the
+    allowed seconds as its timeout.
+    """
+    where = host_port(host, port)
+    deadline = deadline or Deadline.after(timeout)
+    failure: Exception | None = None
+    for family, kind, protocol, _, address in _resolve(host, port, where):
+        try:
+            return _connect_one(family, kind, protocol, address, deadline)
+        except OSError as error:
+            failure = error
+    assert failure is not None
+    raise _explain(failure, where, port, deadline) from failure
+
+
+def _resolve(
+    host: str, port: int, where: str
+) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[object, ...]]]:
+    try:
+        found = socket.getaddrinfo(unbracket(host), port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError, ValueError) as error:
+        raise HostNotFound(
+            f"{where}: the host name does not resolve", remedy="check its spelling and the name server"
+        ) from error
+    if not found:
+        raise HostNotFound(f"{where}: the host name has no address")
+    return list(found)
+
+
+def _connect_one(
+    family: int, kind: int, protocol: int, address: tuple[object, ...], deadline: Deadline
+) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        # A timeout of 0 would mean "do not wait" and fail with EINPROGRESS instead of a time-out.
+        sock.settimeout(max(deadline.remaining, 0.001))
+        sock.connect(address)
+        sock.settimeout(deadline.seconds)
+        tune(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def tune(sock: socket.socket) -> None:
+    """No delays for small requests, and a probe of peers that vanish without a word."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _explain(error: Exception, where: str, port: int, deadline: Deadline) -> Exception:
+    remedy = f"check that the firewall lets TCP {port} to that host through"
+    if isinstance(error, TimeoutError):
+        # A firewall that drops looks like this, and so does a host that is down.
+        return DeadlineExceeded(
+            f"{where}: no connection to TCP port {port} within {deadline.seconds:g} seconds", remedy=remedy
+        )
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ECONNREFUSED:
+        return ConnectionRefused(f"{where}: the connection to TCP port {port} was refused", remedy=remedy)
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return ConnectFailed(f"{where}: no connection to TCP port {port}: {reason}", remedy=remedy)
+
+
+def map_socket_error(error: OSError, where: str, what: str) -> TransportError:
+    """The error for an ``OSError`` (TLS included) of a connected socket; ``what`` says the act."""
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded(f"{where}: {what}: nothing came in the time allowed")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TrustError(
+            f"{where}: {what}: the server's certificate is not trusted: {error.verify_message}",
+            remedy="check the CA file and the host's name, or pin the certificate's thumbprint",
+        )
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return ConnectionLost(f"{where}: {what}: the peer closed the connection")
+    if isinstance(error, ssl.SSLError):
+        return ProtocolError(f"{where}: {what}: TLS failed: {error.reason or 'unknown reason'}")
+    reason = error.strerror or str(error)
+    return ConnectionLost(f"{where}: {what}: the connection broke: {reason}")

@@ -1,0 +1,207 @@
+"""Byte streams with deadlines over a non-blocking socket.
+
+One thread may send while another receives; two that send (or two that receive) must agree among themselves,
+except that :meth:`Stream.send` keeps its parts together whoever calls it. Every error names the peer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from vdkit.errors import ConnectionLost, DeadlineExceeded, ProtocolError, TransportError
+from vdkit.net.deadline import Deadline
+
+Readable = bytes | bytearray | memoryview
+#: Called instead of waiting when the peer takes no more, so that the caller can meanwhile receive. The
+#: argument is the deadline of the send; it returns once the socket may take more or something was received.
+WhileBlocked = Callable[[Deadline], None]
+
+#: Small reads are served from here, so that a head of a few bytes costs no system call of its own.
+_STAGE = 4096
+#: Buffers per sendmsg call, well below every system's IOV_MAX.
+_MAX_PARTS = 64
+_BLOCKED = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
+
+
+class Stream(ABC):
+    """Bytes both ways, to and from ``peer`` (``host:port``)."""
+
+    peer: str
+
+    @abstractmethod
+    def send(
+        self, parts: Sequence[Readable], deadline: Deadline, blocked: WhileBlocked | None = None
+    ) -> None:
+        """Send all of every part, in order and without bytes of another thread in between."""
+
+    @abstractmethod
+    def recv_into(self, view: memoryview, deadline: Deadline) -> int:
+        """Receive at least one byte; 0 at the end of the stream."""
+
+    @abstractmethod
+    def recv_exact(self, view: memoryview, deadline: Deadline) -> None:
+        """Fill the view; the end of the stream is :class:`ConnectionLost`."""
+
+    @abstractmethod
+    def wait(self, deadline: Deadline, *, readable: bool, writable: bool) -> bool:
+        """Wait for either; True if there is something to receive. Returns at the deadline too."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the descriptor. Twice is fine."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Break the connection from any thread: calls in progress fail at once. The descriptor stays."""
+
+    def read_line(self, limit: int, deadline: Deadline, what: str) -> bytes:
+        """Bytes up to and including a LF, and not one byte more taken from the stream."""
+        line = bytearray()
+        byte = memoryview(bytearray(1))
+        while not line.endswith(b"\n"):
+            if len(line) >= limit:
+                raise ProtocolError(f"{self.peer}: {what} is longer than {limit} bytes")
+            self.recv_exact(byte, deadline)
+            line += byte
+        return bytes(line)
+
+    def lost(self, reason: str = "the peer closed the connection") -> ConnectionLost:
+        return ConnectionLost(f"{self.peer}: {reason}")
+
+
+class SocketStream(Stream):
+    """A stream in clear. Owns the socket."""
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self.peer = peer
+        self._send_lock = threading.Lock()
+        self._stage = memoryview(bytearray(_STAGE))
+        self._low = self._high = 0
+        self._input = select.poll()
+        self._input.register(sock, select.POLLIN)
+        self._output = select.poll()
+        self._output.register(sock, select.POLLOUT)
+        self._both = select.poll()
+        self._both.register(sock, select.POLLIN | select.POLLOUT)
+
+    # -- receiving -------------------------------------------------------------------------------
+
+    def recv_into(self, view: memoryview, deadline: Deadline) -> int:
+        if self._low < self._high:
+            return self._take(view)
+        while True:
+            try:
+                return self._sock.recv_into(view)
+            except OSError as error:
+                self._blocked_or_raise(error)
+            self._wait_input(deadline)
+
+    def recv_exact(self, view: memoryview, deadline: Deadline) -> None:
+        filled, wanted = 0, len(view)
+        if self._low < self._high:
+            filled = self._take(view)
+        while filled < wanted:
+            rest = view[filled:] if filled else view
+            try:
+                # What comes behind is most often the head of the next message: taken along in one call.
+                count = self._sock.recvmsg_into([rest, self._stage])[0]
+            except OSError as error:
+                self._blocked_or_raise(error)
+                self._wait_input(deadline)
+                continue
+            if count == 0:
+                raise self.lost()
+            self._high = max(0, count - len(rest))
+            self._low = 0
+            filled += count - self._high
+
+    def _take(self, view: memoryview) -> int:
+        count = min(len(view), self._high - self._low)
+        view[:count] = self._stage[self._low : self._low + count]
+        self._low += count
+        return count
+
+    def unread(self, data: bytes) -> None:
+        """Put bytes back in front of what is to be received: a layer above had taken too many."""
+        kept = bytes(self._stage[self._low : self._high])
+        stage = bytearray(data + kept)
+        self._low, self._high = 0, len(stage)
+        stage.extend(bytes(max(0, _STAGE - len(stage))))
+        self._stage = memoryview(stage)
+
+    def _wait_input(self, deadline: Deadline) -> None:
+        if not self._poll(self._input, deadline):
+            raise DeadlineExceeded(f"{self.peer}: nothing came within {deadline.seconds:g} seconds")
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def send(
+        self, parts: Sequence[Readable], deadline: Deadline, blocked: WhileBlocked | None = None
+    ) -> None:
+        with self._send_lock:
+            views = [memoryview(part) for part in parts if len(part)]
+            while views:
+                try:
+                    sent = self._sock.sendmsg(views[:_MAX_PARTS])
+                except OSError as error:
+                    self._blocked_or_raise(error)
+                    self._wait_output(deadline, blocked)
+                    continue
+                while views and sent >= len(views[0]):
+                    sent -= len(views.pop(0))
+                if sent:
+                    views[0] = views[0][sent:]
+
+    def _wait_output(self, deadline: Deadline, blocked: WhileBlocked | None) -> None:
+        if deadline.expired:
+            raise DeadlineExceeded(f"{self.peer}: the peer took nothing within {deadline.seconds:g} seconds")
+        if blocked is None:
+            self._poll(self._output, deadline)
+        else:
+            blocked(deadline)
+
+    # -- both ------------------------------------------------------------------------------------
+
+    def wait(self, deadline: Deadline, *, readable: bool, writable: bool) -> bool:
+        if readable and self._low < self._high:
+            return True
+        poll = self._both if readable and writable else self._input if readable else self._output
+        events = self._poll(poll, deadline)
+        return any(mask & (select.POLLIN | select.POLLHUP | select.POLLERR) for _, mask in events)
+
+    def _poll(self, poll: select.poll, deadline: Deadline) -> list[tuple[int, int]]:
+        # Rounded up: a poll that returns just before the deadline would only be repeated.
+        return poll.poll(int(deadline.remaining * 1000) + 1)
+
+    def _blocked_or_raise(self, error: OSError) -> None:
+        if error.errno in _BLOCKED:
+            return
+        reason = error.strerror or str(error)
+        raise self.lost(f"the connection broke: {reason}") from error
+
+    def abort(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    @property
+    def local_address(self) -> str:
+        """The address at this end."""
+        return str(self._sock.getsockname()[0])
+
+
+def in_phase(error: TransportError, phase: str) -> TransportError:
+    """The same error, its message saying during what it happened."""
+    same = type(error)(f"{error.message}, {phase}", remedy=error.remedy)
+    same.__cause__ = error.__cause__ or error
+    return same
