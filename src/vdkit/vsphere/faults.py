@@ -55,11 +55,23 @@ _KINDS: Final[tuple[tuple[Any, type[VixError], str | None], ...]] = (
     (vim.fault.PasswordExpired, LoginFailed, "change the password of this account first"),
     (vim.fault.InvalidLogin, LoginFailed, "check the user name and the password"),
     (vim.fault.NotAuthenticated, SessionExpired, "log in again"),
-    (vmodl.fault.ManagedObjectNotFound, ObjectNotFound, "it was deleted or unregistered; list the machines again"),
-    (vim.fault.TaskInProgress, ObjectBusy, "another task is running on it; try again when that one has ended"),
+    (
+        vmodl.fault.ManagedObjectNotFound,
+        ObjectNotFound,
+        "it was deleted or unregistered; list the machines again",
+    ),
+    (
+        vim.fault.TaskInProgress,
+        ObjectBusy,
+        "another task is running on it; try again when that one has ended",
+    ),
     (vim.fault.ConcurrentAccess, ObjectBusy, "somebody else changed it at the same time; try again"),
     (vim.fault.ResourceInUse, ObjectBusy, "it is in use; try again later"),
-    (vim.fault.FileLocked, ObjectBusy, "the file is in use; power the machine off or wait for the other program"),
+    (
+        vim.fault.FileLocked,
+        ObjectBusy,
+        "the file is in use; power the machine off or wait for the other program",
+    ),
     (vim.fault.DuplicateName, AlreadyExists, "choose another name"),
     (vim.fault.AlreadyExists, AlreadyExists, "choose another name"),
     (vim.fault.FileAlreadyExists, AlreadyExists, "choose another name or delete the file first"),
@@ -73,7 +85,7 @@ _KINDS: Final[tuple[tuple[Any, type[VixError], str | None], ...]] = (
     (vim.fault.NotSupportedHost, NotSupported, None),
 )
 _LICENCE_REMEDY = (
-    "the free ESXi licence only lets programs read; an evaluation or paid licence is needed to change anything"
+    "the free ESXi licence only lets programs read; changing anything needs an evaluation or paid licence"
 )
 
 
@@ -99,11 +111,14 @@ def is_quiesce_failure(error: VixError) -> bool:
     """True if a snapshot failed because the guest could not be brought to rest."""
     fault = error.__cause__
     return isinstance(
-        fault, (vim.fault.ApplicationQuiesceFault, vim.fault.FilesystemQuiesceFault, vim.fault.ToolsUnavailable)
+        fault,
+        (vim.fault.ApplicationQuiesceFault, vim.fault.FilesystemQuiesceFault, vim.fault.ToolsUnavailable),
     )
 
 
-def from_area_query(error: vmodl.MethodFault, *, where: str, what: str, offset: int, capacity: int) -> VixError:
+def from_area_query(
+    error: vmodl.MethodFault, *, where: str, what: str, offset: int, capacity: int
+) -> VixError:
     """The error for a refused QueryChangedDiskAreas that asked from ``offset`` of ``capacity`` bytes.
 
     Hosts say "this id means nothing to me" in several ways; none of them may look like an empty answer.
@@ -114,16 +129,23 @@ def from_area_query(error: vmodl.MethodFault, *, where: str, what: str, offset: 
     if isinstance(error, vim.fault.FileLocked):
         return translate(error, where=where, what=what)
     if isinstance(error, vim.fault.FileFault):
-        return TrackingReset(f"{prefix}: the host does not know the saved change id any more ({detail})", remedy=reset)
+        return TrackingReset(
+            f"{prefix}: the host does not know the saved change id any more ({detail})", remedy=reset
+        )
     if isinstance(error, vmodl.fault.InvalidArgument):
         match _property(error):
             case "changeId":
-                return TrackingReset(f"{prefix}: the host refuses the saved change id ({detail})", remedy=reset)
+                return TrackingReset(
+                    f"{prefix}: the host refuses the saved change id ({detail})", remedy=reset
+                )
             case "deviceKey":
-                return TrackingOff(f"{prefix}: the host tracks no changes of this disk ({detail})", remedy=_NO_CHANGE_IDS)
+                return TrackingOff(
+                    f"{prefix}: the host tracks no changes of this disk ({detail})", remedy=_NO_CHANGE_IDS
+                )
             case "startOffset":
                 return TrackingReset(
-                    f"{prefix}: the host stopped describing the changes at byte {offset} of {capacity} ({detail})",
+                    f"{prefix}: the host stopped describing the changes at byte {offset} of {capacity} "
+                    f"({detail})",
                     remedy=reset,
                 )
             case _:
@@ -138,14 +160,18 @@ def _from_fault(fault: vmodl.MethodFault, prefix: str) -> VixError:
     # NotAuthenticated is declared as a kind of NoPermission.
     if isinstance(fault, vim.fault.NoPermission) and not isinstance(fault, vim.fault.NotAuthenticated):
         return _no_privilege(fault, prefix)
-    if isinstance(fault, (vim.fault.RestrictedVersion, vim.fault.LicenseExpired)) or "prohibit" in detail.lower():
+    if (
+        isinstance(fault, (vim.fault.RestrictedVersion, vim.fault.LicenseExpired))
+        or "prohibit" in detail.lower()
+    ):
         return ControlError(f"{prefix}: {detail}", remedy=_LICENCE_REMEDY)
     if isinstance(fault, vim.fault.InvalidPowerState):
-        return ControlError(
-            f"{prefix}: the machine is {fault.existingState}, but must be {fault.requestedState or 'in another state'}"
-        )
+        needed = fault.requestedState or "in another state"
+        return ControlError(f"{prefix}: the machine is {fault.existingState}, but must be {needed}")
     if isinstance(fault, vmodl.fault.InvalidArgument):
-        return ControlError(f"{prefix}: the host refuses the value of {_property(fault) or 'a parameter'} ({detail})")
+        return ControlError(
+            f"{prefix}: the host refuses the value of {_property(fault) or 'a parameter'} ({detail})"
+        )
     if isinstance(fault, vmodl.fault.ManagedObjectNotFound) and fault.obj is not None:
         detail = f"{fault.obj._GetMoId()} does not exist"
     elif isinstance(fault, vim.fault.FileFault) and fault.file and fault.file not in detail:
@@ -176,7 +202,7 @@ def _property(fault: vmodl.fault.InvalidArgument) -> str | None:
     """The parameter that was refused; old hosts say it only at the end of the text."""
     name = fault.invalidProperty
     if not name and fault.msg and ":" in fault.msg:
-        name = fault.msg.rsplit(":", 1)[1].strip().rstrip(".")
+        name = fault.msg.split(":", 1)[1].strip().split(" ", 1)[0].rstrip(".")
     return name.rsplit(".", 1)[-1] if name else None
 
 
@@ -200,7 +226,9 @@ def _from_network(error: BaseException, where: str, what: str) -> VixError:
         case TimeoutError():
             return DeadlineExceeded(f"{prefix}: no answer in the time allowed", remedy=firewall)
         case ssl.SSLError():
-            return ProtocolError(f"{prefix}: TLS failed: {error.reason or error}", remedy="is this an HTTPS port?")
+            return ProtocolError(
+                f"{prefix}: TLS failed: {error.reason or error}", remedy="is this an HTTPS port?"
+            )
         case ConnectionRefusedError():
             return ConnectionRefused(f"{prefix}: connection refused", remedy=firewall)
         case socket.gaierror():
@@ -208,9 +236,13 @@ def _from_network(error: BaseException, where: str, what: str) -> VixError:
         case http.client.RemoteDisconnected() | http.client.IncompleteRead() | ConnectionError():
             return ConnectionLost(f"{prefix}: the host closed the connection", remedy=firewall)
         case http.client.BadStatusLine() | http.client.LineTooLong() | ExpatError():
-            return ProtocolError(f"{prefix}: the answer is not that of a vSphere host", remedy="check host and port")
+            return ProtocolError(
+                f"{prefix}: the answer is not that of a vSphere host", remedy="check host and port"
+            )
         case http.client.HTTPException():
-            return ConnectFailed(f"{prefix}: the host answered HTTP {_one_line(error)}", remedy="is /sdk served there?")
+            return ConnectFailed(
+                f"{prefix}: the host answered HTTP {_one_line(error)}", remedy="is /sdk served there?"
+            )
         case OSError():
             return ConnectFailed(f"{prefix}: {error.strerror or _one_line(error)}", remedy=firewall)
         case _:
@@ -219,4 +251,3 @@ def _from_network(error: BaseException, where: str, what: str) -> VixError:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:MAX_DETAIL] or type(error).__name__
-

@@ -89,7 +89,13 @@ def machine(row: Row, path: str) -> VirtualMachine:
 
 def plain_name(name: str) -> str:
     """A name as people wrote it: the API escapes slash, backslash and per cent."""
-    return name.replace("%2f", "/").replace("%2F", "/").replace("%5c", "\\").replace("%5C", "\\").replace("%25", "%")
+    return (
+        name.replace("%2f", "/")
+        .replace("%2F", "/")
+        .replace("%5c", "\\")
+        .replace("%5C", "\\")
+        .replace("%25", "%")
+    )
 
 
 def disks(devices: Iterable[Any], *, enabled: bool, supported: bool) -> Iterator[VirtualDisk]:
@@ -135,7 +141,9 @@ def _disk(device: Any, *, enabled: bool, supported: bool) -> VirtualDisk:
         thin=getattr(backing, "thinProvisioned", None),
         shared=shared,
         parents=tuple(_parents(backing)),
-        tracking=diagnose(kind, mode, shared=shared, change_id=change_id, enabled=enabled, supported=supported),
+        tracking=diagnose(
+            kind, mode, shared=shared, change_id=change_id, enabled=enabled, supported=supported
+        ),
     )
 
 
@@ -155,15 +163,21 @@ def diagnose(
     """Whether changes of a disk are tracked, and if not, why and what helps."""
     if not supported:
         return TrackingState(
-            Tracking.UNSUPPORTED, "the machine cannot track changes", "raise its hardware version to 7 or later"
+            Tracking.UNSUPPORTED,
+            "the machine cannot track changes",
+            "raise its hardware version to 7 or later",
         )
     if kind is Backing.RAW_MAPPING_PHYSICAL:
-        return TrackingState(Tracking.UNSUPPORTED, "a raw device mapping in physical mode cannot be snapshotted")
+        return TrackingState(
+            Tracking.UNSUPPORTED, "a raw device mapping in physical mode cannot be snapshotted"
+        )
     if kind is Backing.OTHER:
         return TrackingState(Tracking.UNSUPPORTED, "this kind of disk has no change tracking")
     if mode.startswith("independent"):
         return TrackingState(
-            Tracking.UNSUPPORTED, f"the disk is {mode.replace('_', ' ')}: snapshots leave it out", "make it dependent"
+            Tracking.UNSUPPORTED,
+            f"the disk is {mode.replace('_', ' ')}: snapshots leave it out",
+            "make it dependent",
         )
     if shared:
         return TrackingState(Tracking.UNSUPPORTED, "several machines write to the disk")

@@ -48,8 +48,8 @@ def find_machine(session: Session, text: str) -> VirtualMachine:
     """The one machine that ``text`` means.
 
     ``text`` is a name, an inventory path (``/DC/vm/web`` or its end, ``folder/web``), an id (``vm-16``,
-    ``moref=vm-16``) or a UUID (of the instance or of the BIOS; ``uuid=`` in front is allowed). A name wins over
-    an id that looks the same. Raises ObjectNotFound with near names, Ambiguous with the ids.
+    ``moref=vm-16``) or a UUID (of the instance or of the BIOS; ``uuid=`` in front is allowed). A name wins
+    over an id that looks the same. Raises ObjectNotFound with near names, Ambiguous with the ids.
     """
     kind, _, value = text.partition("=")
     if not value.strip() and kind in ("moref", "uuid", "name"):

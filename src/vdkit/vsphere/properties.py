@@ -60,7 +60,9 @@ def of_one(session: Session, kind: Any, moref: str, paths: Sequence[str], what: 
 
     rows = session.read(what, collect)
     if not rows:
-        raise ObjectNotFound(f"{session.where}: {what}: {moref} does not exist", remedy="list the machines again")
+        raise ObjectNotFound(
+            f"{session.where}: {what}: {moref} does not exist", remedy="list the machines again"
+        )
     return rows[0]
 
 
@@ -68,7 +70,9 @@ def _pages(collector: Any, kinds: dict[Any, Sequence[str]], start: list[Any], wh
     query = vmodl.query.PropertyCollector
     spec = query.FilterSpec(
         objectSet=start,
-        propSet=[query.PropertySpec(type=kind, all=False, pathSet=list(paths)) for kind, paths in kinds.items()],
+        propSet=[
+            query.PropertySpec(type=kind, all=False, pathSet=list(paths)) for kind, paths in kinds.items()
+        ],
     )
     page = collector.RetrievePropertiesEx([spec], query.RetrieveOptions(maxObjects=PAGE_OBJECTS))
     seen = 0

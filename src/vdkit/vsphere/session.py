@@ -1,9 +1,9 @@
 """A session with a vCenter or an ESXi host.
 
 The certificate is checked before the password leaves. A session that the host has let go (they expire after
-30 to 50 minutes without a call, and reads over the data port do not count) is renewed when the next call finds
-out: the host refuses such a call before it does anything, so repeating it is safe. A call that ended with a lost
-connection is repeated only when it reads.
+30 to 50 minutes without a call, and reads over the data port do not count) is renewed when the next call
+finds out: the host refuses such a call before it does anything, so repeating it is safe. A call that ended
+with a lost connection is repeated only when it reads.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ class Session:
         """Connect, check the certificate, log in.
 
         ``timeout`` (seconds) holds for connecting and for every answer; ``keep_alive`` is the time in seconds
-        between the calls that keep an idle session; ``sleep`` waits between attempts. ``host`` is a name, an IPv4 or an IPv6 address (brackets are optional). Raises TrustError, LoginFailed,
-        ConnectFailed and its kinds, DeadlineExceeded, ProtocolError.
+        between the calls that keep an idle session; ``sleep`` waits between attempts. ``host`` is a name, an
+        IPv4 or an IPv6 address (brackets are optional). Raises TrustError, LoginFailed, ConnectFailed and its
+        kinds, DeadlineExceeded, ProtocolError.
         """
         host = host.strip().removeprefix("[").removesuffix("]")
         if not host or not 0 < port < 1 << 16:
@@ -202,14 +203,17 @@ class Session:
         secret = self._password.reveal()
         try:
             content = vim.ServiceInstance("ServiceInstance", self._stub).RetrieveContent()
-            content.sessionManager.Login(self._user, secret, None)
+            manager: Any = content.sessionManager
+            manager.Login(self._user, secret, None)
         except FOREIGN as error:
             if secret and secret in str(error):
                 # Neither the host's text nor the cause may carry the password on.
                 raise LoginFailed(f"{self.where}: {what}: the host refused, repeating the password") from None
             raise translate(error, where=self.where, what=what) from error
         if not self._stub.GetSessionId():
-            raise LoginFailed(f"{self.where}: {what}: the host gave no session", remedy="is this a vSphere host?")
+            raise LoginFailed(
+                f"{self.where}: {what}: the host gave no session", remedy="is this a vSphere host?"
+            )
         self._content = content
         about = content.about
         self._about = About(
@@ -263,4 +267,3 @@ class Session:
 
     def _current_time(self) -> Any:
         return vim.ServiceInstance("ServiceInstance", self._stub).CurrentTime()
-

@@ -1,10 +1,11 @@
 """pyVmomi's SOAP stub over connections that are verified before a byte of a request leaves.
 
-pyVmomi's own ``thumbprint`` is looked at only after the usual verification has failed, so a certificate that the
-system trusts would pass a pin that it does not match. Here every connection, also one that the HTTP client
-reopens by itself, compares the certificate first.
+pyVmomi's own ``thumbprint`` is looked at only after the usual verification has failed, so a certificate that
+the system trusts would pass a pin that it does not match. Here every connection, also one that the HTTP
+client reopens by itself, compares the certificate first.
 
-Sources: pyVmomi's public source (``SoapStubAdapter``), the vSphere Web Services SDK's ``vimServiceVersions.xml``.
+Sources: pyVmomi's public source (``SoapStubAdapter``), the vSphere Web Services SDK's
+``vimServiceVersions.xml``.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from vdkit.vsphere.connection import VerifiedConnection
 OLDEST_VERSION: Final = "vim.version.version9"
 #: Bytes of the list of versions that are looked at.
 MAX_VERSIONS_REPLY: Final = 256 << 10
-#: An idle connection older than this (seconds) is not used again: hosts close theirs after about a minute, and a
-#: call that changes something must not be lost in the gap.
+#: An idle connection older than this (seconds) is not used again: hosts close theirs after about a minute,
+#: and a call that changes something must not be lost in the gap.
 IDLE_SECONDS: Final = 20
 #: Connections kept open per session.
 POOL_SIZE: Final = 4
@@ -34,7 +35,9 @@ POOL_SIZE: Final = 4
 class VerifiedStub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types
     """A SOAP stub whose connections are all :class:`VerifiedConnection`."""
 
-    def __init__(self, host: str, port: int, trust: Trust, *, timeout: float, version: str = OLDEST_VERSION) -> None:
+    def __init__(
+        self, host: str, port: int, trust: Trust, *, timeout: float, version: str = OLDEST_VERSION
+    ) -> None:
         super().__init__(
             host=host,
             port=port,
@@ -44,10 +47,11 @@ class VerifiedStub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc]  # pyVmom
             acceptCompressedResponses=False,  # so that the size of a reply can be bounded
             connectionPoolTimeout=IDLE_SECONDS,
         )
-        self.where = f"{self.host}"
+        self.where = self.host
         self.scheme = partial(VerifiedConnection, trust=trust, timeout=timeout)
 
-    def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:  # noqa: N802, N803  # its names
+    def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:  # noqa: N802, N803
+        """The name and the arguments are pyVmomi's."""
         try:
             return super().InvokeMethod(mo, info, args, outerStub)
         except (vmodl.MethodFault, OSError, http.client.HTTPException, VixError):
@@ -55,7 +59,8 @@ class VerifiedStub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc]  # pyVmom
         except Exception as error:
             # pyVmomi raises bare TypeError, KeyError, Exception for replies that do not fit its tables.
             raise ProtocolError(
-                f"{self.where}: the answer to {info.wsdlName} cannot be understood ({type(error).__name__}: {error})"
+                f"{self.where}: the answer to {info.wsdlName} cannot be understood "
+                f"({type(error).__name__}: {error})"
             ) from error
 
     def forget_session(self) -> None:
@@ -74,7 +79,9 @@ def negotiate_version(host: str, port: int, trust: Trust, *, timeout: float) -> 
     finally:
         connection.close()
     if len(text) > MAX_VERSIONS_REPLY:
-        raise LimitExceeded(f"{host}:{port}: its list of API versions is longer than {MAX_VERSIONS_REPLY} bytes")
+        raise LimitExceeded(
+            f"{host}:{port}: its list of API versions is longer than {MAX_VERSIONS_REPLY} bytes"
+        )
     if reply.status != http.client.OK:
         return OLDEST_VERSION
     # A regular expression on purpose: the document is flat, and an XML parser would expand entities.

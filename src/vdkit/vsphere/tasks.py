@@ -39,8 +39,8 @@ def run(
 ) -> Any:
     """Start a task and wait for it; returns its result.
 
-    ``what`` names the act and its object for messages; ``deadline`` is in seconds; ``progress`` gets per cent.
-    Raises what the task's fault means, or TaskFailed.
+    ``what`` names the act and its object for messages; ``deadline`` is in seconds; ``progress`` gets per
+    cent. Raises what the task's fault means, or TaskFailed.
     """
     task = session.call(what, start)
     return wait(session, what, task._GetMoId(), deadline=deadline, progress=progress, cancel=cancel)

@@ -1,0 +1,280 @@
+"""The life of a snapshot: made, used, removed whatever happens, and found again if the run was killed.
+
+Our snapshots are told apart by the start of their name and by a tag in their description, ``vdkit:RUN``: a
+snapshot of somebody else is never touched.
+
+Source: the vSphere Web Services API reference (CreateSnapshot_Task, RemoveSnapshot_Task).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyVmomi import vim
+
+from vdkit.errors import ObjectBusy, ObjectNotFound, SnapshotFailed, UsageError, VixError
+from vdkit.vsphere import tasks
+from vdkit.vsphere.consolidation import settle
+from vdkit.vsphere.faults import is_quiesce_failure
+from vdkit.vsphere.hardware import snapshots as snapshot_tree
+from vdkit.vsphere.model import Snapshot, VirtualMachine
+from vdkit.vsphere.properties import of_one
+from vdkit.vsphere.session import Session
+
+#: How the names of our snapshots begin.
+NAME_PREFIX: Final = "vdkit"
+#: Characters that the API allows in a snapshot's name.
+MAX_NAME: Final = 80
+#: Seconds between two attempts while the machine is busy: first, longest.
+BUSY_FIRST: Final = 1.0
+BUSY_LONGEST: Final = 30.0
+#: Seconds a quiesced snapshot may take before the caller is told.
+CREATE_DEADLINE: Final = 1800.0
+
+_TAG = re.compile(r"(?:^|\s)vdkit:([0-9A-Za-z][0-9A-Za-z._-]{0,63})(?=\s|$)")
+_RUN = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A snapshot that was just made.
+
+    ``fell_back`` says why the guest was not brought to rest although it was asked for.
+    """
+
+    moref: str
+    name: str
+    run: str
+    quiesced: bool
+    fell_back: str | None = None
+
+
+def tag(run: str) -> str:
+    """What the description of a snapshot of that run holds."""
+    if not _RUN.fullmatch(run):
+        raise UsageError(f"run id {run!r}: 1 to 64 letters, digits, dots, dashes and underscores are allowed")
+    return f"vdkit:{run}"
+
+
+def run_of(snapshot: Snapshot) -> str | None:
+    """The run that made a snapshot; None if it is not one of ours."""
+    found = _TAG.search(snapshot.description)
+    return found[1] if found and snapshot.name.startswith(NAME_PREFIX) else None
+
+
+def create(
+    session: Session,
+    vm: VirtualMachine,
+    name: str,
+    description: str,
+    *,
+    quiesce: bool = False,
+    allow_crash_consistent: bool = False,
+    deadline: float = CREATE_DEADLINE,
+) -> Taken:
+    """Make a snapshot without memory, after every merge of the machine's disks has ended.
+
+    ``quiesce`` brings the guest's file systems to rest; only with ``allow_crash_consistent`` is a snapshot
+    made without it when the guest cannot. ``name`` begins with :data:`NAME_PREFIX`, ``description`` holds
+    :func:`tag`. Raises SnapshotFailed, ObjectBusy, NoPrivilege, TaskFailed.
+    """
+    run = run_of(Snapshot("", name, description))
+    if run is None or len(name) > MAX_NAME:
+        raise UsageError(
+            f"snapshot {name!r}: the name must begin with {NAME_PREFIX!r} and have at most {MAX_NAME} "
+            "characters, and the description hold tag(run), or it could not be found again"
+        )
+    settle(session, vm, deadline=deadline)
+    try:
+        return _create(session, vm, name, description, run, quiesce=quiesce, deadline=deadline)
+    except VixError as error:
+        if not (quiesce and allow_crash_consistent and is_quiesce_failure(error)):
+            raise
+        reason = error.message
+    taken = _create(session, vm, name, description, run, quiesce=False, deadline=deadline)
+    return Taken(taken.moref, taken.name, run, quiesced=False, fell_back=reason)
+
+
+def remove(
+    session: Session, vm: VirtualMachine, moref: str, *, deadline: float = tasks.DEFAULT_DEADLINE
+) -> None:
+    """Remove a snapshot (not those made on top of it) and wait until its disks are merged.
+
+    A snapshot that is gone already is fine. While the machine is busy it is tried again until ``deadline``
+    (seconds). Raises SnapshotFailed and what the host refuses.
+    """
+    what = f"remove snapshot {moref} of {vm.name} ({vm.moref})"
+    until = time.monotonic() + deadline
+    pause = BUSY_FIRST
+    snapshot = session.managed(vim.vm.Snapshot, moref)
+    while True:
+        left = max(1.0, until - time.monotonic())
+        try:
+            tasks.run(session, what, lambda: snapshot.RemoveSnapshot_Task(False, True), deadline=left)
+            break
+        except ObjectNotFound:
+            break
+        except VixError as error:
+            # Busy, or the connection went in the middle: then the removal may be under way, and asking again
+            # finds it running (busy) or done (not found).
+            if not error.retryable or time.monotonic() + pause > until:
+                raise
+        session.sleep(pause)
+        pause = min(pause * 2, BUSY_LONGEST)
+    settle(session, vm, deadline=max(1.0, until - time.monotonic()))
+
+
+@contextmanager
+def temporary_snapshot(
+    session: Session,
+    vm: VirtualMachine,
+    name: str,
+    description: str,
+    *,
+    quiesce: bool = False,
+    allow_crash_consistent: bool = False,
+    deadline: float = tasks.DEFAULT_DEADLINE,
+) -> Iterator[Taken]:
+    """A snapshot for the length of a block; removed on every way out, also when interrupted while it is made.
+
+    A failure of the block is what the caller sees; a failure to remove is added to it as a note, or raised as
+    SnapshotFailed when the block succeeded.
+    """
+    taken = None
+    try:
+        taken = create(
+            session, vm, name, description, quiesce=quiesce, allow_crash_consistent=allow_crash_consistent
+        )
+        yield taken
+    except BaseException as error:
+        _remove_after(error, session, vm, name, description, taken, deadline)
+        raise
+    try:
+        remove(session, vm, taken.moref, deadline=deadline)
+    except VixError as error:
+        raise SnapshotFailed(_left_behind(session, vm, name, taken.moref, error), remedy=_REMEDY) from error
+
+
+def list_snapshots(session: Session, vm: VirtualMachine) -> tuple[Snapshot, ...]:
+    """The roots of the machine's snapshot tree, as they are now."""
+    row = of_one(session, vim.VirtualMachine, vm.moref, ("snapshot",), f"list the snapshots of {vm.name}")
+    tree = row.get("snapshot")
+    return snapshot_tree(tree.rootSnapshotList) if tree is not None else ()
+
+
+def find_leftovers(session: Session, vm: VirtualMachine, *, keep: Collection[str] = ()) -> list[Snapshot]:
+    """Our snapshots on the machine, of all runs but those in ``keep``; parents before children.
+
+    A run that still goes on elsewhere looks the same as one that was killed: ``keep`` its id, or hold a lock.
+    """
+    return [
+        snapshot
+        for root in list_snapshots(session, vm)
+        for snapshot in root.walk()
+        if (run := run_of(snapshot)) is not None and run not in keep
+    ]
+
+
+def remove_leftovers(
+    session: Session,
+    vm: VirtualMachine,
+    *,
+    keep: Collection[str] = (),
+    deadline: float = tasks.DEFAULT_DEADLINE,
+) -> list[Snapshot]:
+    """Remove what :func:`find_leftovers` finds, youngest first, and return it."""
+    found = find_leftovers(session, vm, keep=keep)
+    for snapshot in reversed(found):
+        remove(session, vm, snapshot.moref, deadline=deadline)
+    return found
+
+
+_REMEDY: Final = "the next backup of this machine removes it, or remove it in the host's client"
+
+
+def _create(
+    session: Session,
+    vm: VirtualMachine,
+    name: str,
+    description: str,
+    run: str,
+    *,
+    quiesce: bool,
+    deadline: float,
+) -> Taken:
+    what = f"make snapshot {name!r} of {vm.name} ({vm.moref})"
+    machine = session.managed(vim.VirtualMachine, vm.moref)
+    until = time.monotonic() + deadline
+    pause = BUSY_FIRST
+    while True:
+        try:
+            made: Any = tasks.run(
+                session,
+                what,
+                lambda: machine.CreateSnapshot_Task(name, description, False, quiesce),
+                deadline=deadline,
+            )
+            break
+        except ObjectBusy:
+            if time.monotonic() + pause > until:
+                raise
+        session.sleep(pause)
+        pause = min(pause * 2, BUSY_LONGEST)
+    if made is None:
+        raise SnapshotFailed(f"{session.where}: {what}: the host names no snapshot after success")
+    return Taken(made._GetMoId(), name, run, quiesced=quiesce)
+
+
+def _remove_after(
+    error: BaseException,
+    session: Session,
+    vm: VirtualMachine,
+    name: str,
+    description: str,
+    taken: Taken | None,
+    deadline: float,
+) -> None:
+    """Remove after a failure; whatever goes wrong now must not hide that failure."""
+    moref = taken.moref if taken else "unknown"
+    try:
+        if taken is not None:
+            remove(session, vm, taken.moref, deadline=deadline)
+            return
+        # It failed or was interrupted while being made: the task may yet end, and leave a snapshot.
+        _wait_for_creation(session, vm, deadline=CREATE_DEADLINE)
+        for snapshot in find_leftovers(session, vm):
+            if snapshot.name == name and snapshot.description == description:
+                moref = snapshot.moref
+                remove(session, vm, moref, deadline=deadline)
+    except VixError as failure:
+        # A creation that the host refused outright left nothing to speak of.
+        refused = taken is None and moref == "unknown" and isinstance(error, VixError) and not error.retryable
+        if not refused:
+            error.add_note(f"{_left_behind(session, vm, name, moref, failure)}; {_REMEDY}")
+
+
+def _wait_for_creation(session: Session, vm: VirtualMachine, *, deadline: float) -> None:
+    until = time.monotonic() + deadline
+    row = of_one(session, vim.VirtualMachine, vm.moref, ("recentTask",), f"look at the tasks of {vm.name}")
+    for task in row.get("recentTask", ()):
+        while time.monotonic() < until:
+            try:
+                state = of_one(
+                    session, vim.Task, task._GetMoId(), ("info.state", "info.descriptionId"), "look at a task"
+                )
+            except ObjectNotFound:
+                break
+            act = str(state.get("info.descriptionId", "")).rsplit(".", 1)[-1].lower()
+            if str(state.get("info.state")) not in ("queued", "running") or "createsnapshot" not in act:
+                break
+            session.sleep(BUSY_FIRST)
+
+
+def _left_behind(session: Session, vm: VirtualMachine, name: str, moref: str, error: VixError) -> str:
+    what = f"snapshot {name!r} ({moref}) of {vm.name} ({vm.moref})"
+    return f"{session.where}: {what} could not be removed: {error.message}"
