@@ -45,7 +45,6 @@ class SimDisk:
         self.key = key
         self.unit = unit
         self.datastore = datastore
-        self.page = DEFAULT_PAGE
         self._owner = owner
         self._running: WritableDevice | None = None
         self._lock: FileLock | None = None
@@ -102,7 +101,7 @@ class SimDisk:
 
     def attach(self) -> None:
         """Lock and open the chain for a guest. Raises Locked, or ModelFault."""
-        self._lock = self.datastore.locks.acquire(self.running_locks(), f"machine {self._owner.name}")
+        self._lock = self.datastore.locks.acquire(self.running_locks(), self._holder)
         try:
             self.open_leaf()
         except BaseException:
@@ -127,16 +126,81 @@ class SimDisk:
             finally:
                 running.close()
 
+    def fork(self, name: str) -> None:
+        """Freeze the leaf under a new delta ``name``, inside a stun; nothing has changed if it fails."""
+        running = self._running is not None
+        before = self.facts
+        self.close_leaf()
+        try:
+            links.fork(self.datastore, self.leaf, name, self.capacity)
+            try:
+                self.facts = links.inspect(self.datastore, name)
+                if running:
+                    self.relock([])
+            except BaseException:
+                self.facts = before
+                links.delete(self.datastore, name)
+                raise
+        finally:
+            if running:
+                self.open_leaf()
+
+    def unfork(self) -> None:
+        """Back to the link below an empty leaf, inside a stun: a :meth:`fork` taken back."""
+        running = self._running is not None
+        self.close_leaf()
+        empty = self.leaf
+        self.refresh(self.datastore.path(self.facts.parents[0]))
+        if running:
+            self.relock([])
+            self.open_leaf()
+        links.delete(self.datastore, empty)
+
+    def grow(self, capacity: int) -> None:
+        """Lengthen the only link, inside a stun. Raises Locked or ModelFault."""
+        running = self._running is not None
+        self.close_leaf()
+        try:
+            if running:
+                links.grow(self.datastore, self.leaf, capacity)
+            else:
+                with self.datastore.locks.acquire(self.running_locks(), self._holder):
+                    links.grow(self.datastore, self.leaf, capacity)
+            self.refresh(self.file)
+            if self._tracker is not None:
+                self._tracker.grow(self.capacity)
+        finally:
+            if running:
+                self.open_leaf()
+
+    def refresh(self, file: str) -> None:
+        """The leaf is ``file`` (a datastore path) from now on; learn about it."""
+        self.facts = links.inspect(self.datastore, split_path(file)[1])
+
+    def relock(self, exclusive: list[str]) -> None:
+        """Hold the files of the present chain, those named ``exclusive`` alone. Raises Locked."""
+        if self._lock is not None:
+            wanted = dict(self.running_locks()) | {name: LockMode.WRITE for name in exclusive}
+            self._lock = self.datastore.locks.exchange(self._lock, wanted.items(), self._holder)
+
+    @property
+    def _holder(self) -> str:
+        return f"machine {self._owner.name}"
+
     def running_locks(self) -> list[tuple[str, LockMode]]:
         """What a running machine holds: its leaf alone, the parents with other readers."""
         return [(self.leaf, LockMode.WRITE), *((name, LockMode.READ) for name in self.facts.parents)]
+
+    def all_exclusive(self) -> list[tuple[str, LockMode]]:
+        """What somebody who deletes the disk must hold."""
+        return [(name, LockMode.WRITE) for name in (self.leaf, *self.facts.parents)]
 
     # -- tracking --------------------------------------------------------------------------------
 
     def track(self) -> None:
         """Begin tracking, with everything in use marked as changed; inside a stun or while off."""
         if self._tracker is None:
-            self._tracker = ChangeTracker(self.file, self.capacity, self.in_use())
+            self._tracker = ChangeTracker(self.file, self.capacity, self._written())
 
     def untrack(self) -> None:
         self._tracker = None
@@ -144,7 +208,13 @@ class SimDisk:
     def reset_tracking(self) -> None:
         """Begin a new history, as a revert does."""
         if self._tracker is not None:
-            self._tracker.reset(self.in_use())
+            self._tracker.reset(self._written())
+
+    def _written(self) -> RangeSet:
+        """What a new history begins with: what is in use, or all of it while somebody else writes."""
+        if self._lock is None and self.datastore.locks.holder(self.leaf) is not None:
+            return RangeSet([(0, self.capacity)])
+        return self.in_use()
 
     def in_use(self, file: str | None = None) -> RangeSet:
         """Areas in use of the current disk, or of a frozen link, widened to the tracking granularity."""
@@ -157,10 +227,12 @@ class SimDisk:
                 found = RangeSet.from_extents(device.extents())
         return found.aligned(GRANULARITY, self.capacity)
 
-    def changed(self, change_id: str, until: DiskState | None, start: int) -> ChangedAreas:
+    def changed(
+        self, change_id: str, until: DiskState | None, start: int, *, page: int = DEFAULT_PAGE
+    ) -> ChangedAreas:
         """QueryChangedDiskAreas: from ``change_id`` (or ``*``) up to a snapshot's state of the disk, or now.
 
-        ``start`` is in bytes; at most :attr:`page` areas come at once. Raises ModelFault.
+        ``start`` is in bytes; at most ``page`` areas come at once. Raises ModelFault.
         """
         tracker = self._tracker
         if tracker is None or (until is not None and until.change_id is None):
@@ -178,7 +250,7 @@ class SimDisk:
             ranges = self._areas(tracker, change_id, until, capacity)
             with self._mutex:
                 self._memory = (key, ranges)
-        return page_of(ranges, start, capacity, page=self.page)
+        return page_of(ranges, start, capacity, page=page)
 
     def _areas(
         self, tracker: ChangeTracker, change_id: str, until: DiskState | None, capacity: int

@@ -27,7 +27,7 @@ from vdkit.sim.faults import (
 )
 from vdkit.sim.home import Hook, no_hook
 from vdkit.sim.machine import Machine
-from vdkit.sim.snapshot import MachineConfig, Snapshot
+from vdkit.sim.snapshot import DiskSpec, MachineConfig, Snapshot
 from vdkit.sim.tracking import DEFAULT_PAGE
 
 PERSONALITIES = ("esx", "vcenter")
@@ -44,21 +44,15 @@ class Entity:
     parent: Entity | None = None
 
 
-@dataclass(frozen=True)
-class DiskSpec:
-    """A disk of a machine to be made: a new one of ``capacity`` bytes, or the existing one at ``path``."""
-
-    capacity: int = 0
-    thin: bool = True
-    path: str | None = None
-    unit: int | None = None
-
-
 class Inventory:
     """See the module. ``hook`` is called at the start of operations (see :mod:`~vdkit.sim.home`)."""
 
     def __init__(
-        self, *, personality: str = "esx", clock: Clock | None = None, host_name: str = "localhost.localdomain"
+        self,
+        *,
+        personality: str = "esx",
+        clock: Clock | None = None,
+        host_name: str = "localhost.localdomain",
     ) -> None:
         if personality not in PERSONALITIES:
             raise InvalidName(personality)
@@ -100,7 +94,9 @@ class Inventory:
         )
         self.pool = made("ResourcePool", "ha-root-pool", "resgroup-8", "Resources", self.compute)
         self.host = made("HostSystem", "ha-host", "host-9", host_name, self.compute)
-        self.network = made("Network", "HaNetwork-VM Network", "network-11", "VM Network", self.network_folder)
+        self.network = made(
+            "Network", "HaNetwork-VM Network", "network-11", "VM Network", self.network_folder
+        )
 
     @property
     def entities(self) -> list[Entity]:
@@ -196,7 +192,7 @@ class Inventory:
         found = []
         for folder in [name for name in datastore.files() if name.endswith("/")]:
             try:
-                found += machinefiles.discover(self, datastore, folder.rstrip("/"), self._register)
+                found += machinefiles.discover(datastore, folder.rstrip("/"), self._register)
             except VixError as error:
                 self.skipped.append((datastore.path(folder), error))
         return found
@@ -214,7 +210,7 @@ class Inventory:
         self.check_name(name)
         home = self.datastore(datastore)
         vmx_name = self._vmx_name(home, name, vmx_path)
-        fresh = config or new_config(name)
+        fresh = config or MachineConfig.new(name)
         machine = self._register(home, vmx_name, replace(fresh, name=name))
         try:
             self.hook("createMachine", machine)
@@ -318,13 +314,3 @@ def file_name(name: str) -> str:
     """A machine's name as a file name: what a path cannot hold becomes ``_``."""
     cleaned = re.sub(r'[\x00-\x1f/\\:*?"<>|\[\]]', "_", name).strip(" .")
     return cleaned or "vm"
-
-
-def new_config(name: str) -> MachineConfig:
-    """A machine with new ids and defaults."""
-    bios = uuid.uuid4().hex
-    return MachineConfig(
-        name=name,
-        bios_uuid=str(uuid.UUID("564d" + bios[4:])),
-        instance_uuid=str(uuid.UUID("52" + uuid.uuid4().hex[2:])),
-    )

@@ -117,7 +117,9 @@ def beside(name: str, other: str) -> str:
 def files_of(datastore: Datastore, name: str) -> list[str]:
     """The descriptor and the extent files of one link, as names in the datastore."""
     with storage(datastore, name):
-        found = [beside(name, line.file_name) for line in descriptor_of(datastore, name).extents if line.file_name]
+        found = [
+            beside(name, line.file_name) for line in descriptor_of(datastore, name).extents if line.file_name
+        ]
     return [name, *(file for file in found if file != name)]
 
 
@@ -174,15 +176,23 @@ def merge(datastore: Datastore, child: str, parent: str) -> int:
     to ``parent`` is what they see through ``child`` anyway. :func:`adopt` completes the work.
     """
     with storage(datastore, parent):
-        with open_disk(datastore.store, child, single_link=True) as alone:
-            held = RangeSet((e.offset, e.length) for e in alone.extents() if e.kind is not ExtentKind.ABSENT)
-        with (
-            open_disk(datastore.store, child) as source,
-            open_disk(datastore.store, parent, writable=True) as target,
-        ):
-            if held:
-                copy(source, target, ranges=held)
-            target.flush()
+        before = descriptor_of(datastore, parent).cid
+        try:
+            with open_disk(datastore.store, child, single_link=True) as alone:
+                held = RangeSet(
+                    (e.offset, e.length) for e in alone.extents() if e.kind is not ExtentKind.ABSENT
+                )
+            with (
+                open_disk(datastore.store, child) as source,
+                open_disk(datastore.store, parent, writable=True) as target,
+            ):
+                if held:
+                    copy(source, target, ranges=held)
+                target.flush()
+        finally:
+            # Writing gave the parent a new id; until it is adopted, the child must go on fitting.
+            if descriptor_of(datastore, parent).cid != before:
+                _edit(datastore, parent, cid=before)
     return held.total
 
 

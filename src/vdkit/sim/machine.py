@@ -52,6 +52,8 @@ class Machine:
         self.current_snapshot: Snapshot | None = None
         self.last_snapshot_uid = 0
         self.consolidation_needed = False
+        #: Links that nobody names any more and that wait to be deleted: datastore path to that of the parent.
+        self.dropped_links: dict[str, str | None] = {}
         self.powered_on = False
         self.operation_name: str | None = None
         self._gate = StunGate()
@@ -123,7 +125,7 @@ class Machine:
             until = snapshot.disks.get(key)
             if until is None:
                 raise InvalidArgument("deviceKey")
-        return disk.changed(change_id, until, start)
+        return disk.changed(change_id, until, start, page=self.home.areas_per_page)
 
     def files(self) -> list[str]:
         """Datastore paths of everything that belongs to the machine and exists."""
@@ -135,7 +137,7 @@ class Machine:
         with self.operation("powerOn"):
             if self.powered_on:
                 raise InvalidPowerState(ON, ON)
-            self._attach_all()
+            self.attach_all()
             self.powered_on = True
             self.apply_tracking()
             self.save()
@@ -155,7 +157,7 @@ class Machine:
             for disk in self.disks.values():
                 disk.detach()
 
-    def _attach_all(self) -> None:
+    def attach_all(self) -> None:
         done: list[SimDisk] = []
         try:
             for disk in self.disks.values():
@@ -246,7 +248,9 @@ class Machine:
         with self.operation("createSnapshot"):
             return snapshotting.create(self, name, description, memory=memory, quiesce=quiesce)
 
-    def remove_snapshot(self, snapshot: Snapshot, *, children: bool = False, consolidate: bool = True) -> None:
+    def remove_snapshot(
+        self, snapshot: Snapshot, *, children: bool = False, consolidate: bool = True
+    ) -> None:
         """``children``: with all below it."""
         with self.operation("removeSnapshot"):
             snapshotting.remove(self, snapshot, children=children, consolidate=consolidate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from uuid import UUID, uuid4
 
 #: Device key of the SCSI controller ``scsi0``; every simulated disk hangs on it.
 CONTROLLER_KEY = 1000
@@ -33,10 +34,30 @@ class MachineConfig:
     change_tracking: bool = False
     annotation: str = ""
 
+    @classmethod
+    def new(cls, name: str) -> MachineConfig:
+        """A machine with new ids and defaults."""
+        return cls(name=name, bios_uuid=new_uuid("564d"), instance_uuid=new_uuid("52"))
+
     @property
     def version(self) -> str:
         """``vmx-19``"""
         return f"vmx-{self.hardware_version:02d}"
+
+
+def new_uuid(prefix: str) -> str:
+    """A random UUID that starts with ``prefix`` (hex), as VMware's do."""
+    return str(UUID(prefix + uuid4().hex[len(prefix) :]))
+
+
+@dataclass(frozen=True)
+class DiskSpec:
+    """A disk of a machine to be made: a new one of ``capacity`` bytes, or (capacity 0) the one at ``path``."""
+
+    capacity: int = 0
+    thin: bool = True
+    path: str | None = None
+    unit: int | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ refusal is worded, follows our NFC specification (sections 2.5, 12.2, 13.4).
 from __future__ import annotations
 
 import threading
-import uuid
 from dataclasses import dataclass
 from enum import Enum
 
@@ -17,6 +16,7 @@ from vdkit.sim import diskaccess, ports
 from vdkit.sim.faults import InvalidDatastorePath, ModelFault
 from vdkit.sim.inventory import Inventory
 from vdkit.sim.machine import Machine
+from vdkit.sim.snapshot import new_uuid
 
 #: Seconds that a ticket waits to be used. Real hosts: short, exact time unknown.
 DEFAULT_LIFETIME = 60.0
@@ -54,7 +54,7 @@ class TicketBox:
         """Raises InvalidArgument(deviceKey) for a disk that the machine lacks."""
         if access is not Access.MACHINE_FILES:
             machine.disk(-1 if disk_key is None else disk_key)
-        text = str(uuid.UUID("52" + uuid.uuid4().hex[2:]))
+        text = new_uuid("52")
         now = self._inventory.clock.monotonic()
         with self._mutex:
             self._waiting = {key: held for key, held in self._waiting.items() if held.expires > now}

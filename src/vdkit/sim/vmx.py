@@ -17,7 +17,9 @@ MAX_TEXT_BYTES = 1 << 20
 #: Most lines read.
 MAX_LINES = 1 << 14
 
-_LINE = re.compile(r"""^\s*(?P<key>[A-Za-z0-9_.:\-]+)\s*=\s*(?:"(?P<quoted>[^"]*)"|(?P<bare>[^"\s#]\S*))\s*$""")
+_LINE = re.compile(
+    r"""^\s*(?P<key>[A-Za-z0-9_.:\-]+)\s*=\s*(?:"(?P<quoted>[^"]*)"|(?P<bare>[^"\s#]\S*))\s*$"""
+)
 _KEY = re.compile(r"^[A-Za-z0-9_.:\-]+$")
 _ESCAPE = re.compile(r"\|([0-9A-Fa-f]{2})")
 _MUST_ESCAPE = re.compile(r'["|#\x00-\x1f\x7f]')
