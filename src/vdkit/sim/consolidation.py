@@ -1,12 +1,12 @@
 """Merging deltas that no snapshot needs into their parents, while the guest runs.
 
-Which links there are is a tree; a link is *kept* if it is the current leaf of a disk or belongs to a snapshot. One
-that is not kept and has one child takes that child's data and place; one without children, if it is a delta, is
-deleted; one with several stays. So a base keeps its name, as on a host.
+Which links there are is a tree; a link is *kept* if it is the current leaf of a disk or belongs to a
+snapshot. One that is not kept and has one child takes that child's data and place; one without children, if
+it is a delta, is deleted; one with several stays. So a base keeps its name, as on a host.
 
-A running leaf is merged in two steps: a helper delta takes the guest's writes while the data moves, then, in a
-stun, the little that the helper holds follows. Change tracking is not touched by any of it: it counts the
-guest's writes, not the files'. Source: published descriptions of vSphere's snapshot removal.
+A running leaf is merged in two steps: a helper delta takes the guest's writes while the data moves, then,
+in a stun, the little that the helper holds follows. Change tracking is not touched by any of it: it counts
+the guest's writes, not the files'. Source: published descriptions of vSphere's snapshot removal.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Datastore:
             return
 
     def files(self, folder: str = "") -> list[str]:
-        """Names in a folder, as :meth:`~vdkit.block.store.Store.list` gives them; none if it is unreadable."""
+        """Names in a folder, as :meth:`~vdkit.block.store.Store.list` gives them; none if unreadable."""
         try:
             return self.store.list(folder)
         except (AccessDenied, NotFound):

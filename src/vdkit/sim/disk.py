@@ -38,7 +38,9 @@ class DiskOwner(Protocol):
 
 
 class SimDisk:
-    """See the module. Created by :class:`~vdkit.sim.machine.Machine`; paths are datastore paths, sizes bytes."""
+    """See the module. Created by :class:`~vdkit.sim.machine.Machine`; paths are datastore paths, sizes
+    bytes.
+    """
 
     def __init__(self, owner: DiskOwner, key: int, unit: int, datastore: Datastore, leaf: str) -> None:
         """``leaf`` is a name in the datastore. Opens the chain to learn about it. Raises ModelFault."""
@@ -180,7 +182,7 @@ class SimDisk:
     def relock(self, exclusive: list[str]) -> None:
         """Hold the files of the present chain, those named ``exclusive`` alone. Raises Locked."""
         if self._lock is not None:
-            wanted = dict(self.running_locks()) | {name: LockMode.WRITE for name in exclusive}
+            wanted = dict(self.running_locks()) | dict.fromkeys(exclusive, LockMode.WRITE)
             self._lock = self.datastore.locks.exchange(self._lock, wanted.items(), self._holder)
 
     @property

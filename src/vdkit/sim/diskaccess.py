@@ -1,4 +1,4 @@
-"""Disks of a machine opened from outside of it, as the data port does: locked, and past the change tracker."""
+"""Disks of a machine opened from outside, as the data port does: locked, and past the change tracker."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def disk_database(datastore: Datastore, name: str) -> dict[str, str]:
 
 
 class HeldDisk(BaseWritableDevice):
-    """An opened disk and the locks on its files, both given back by ``close``. With ``disk``: tracked writes."""
+    """An opened disk and the locks on its files, both given back by ``close``. With ``disk``: tracked
+    writes.
+    """
 
     def __init__(self, chain: BlockDevice, lock: FileLock, disk: SimDisk | None) -> None:
         super().__init__(

@@ -1,8 +1,8 @@
 """What the simulated host refuses, named one to one after the faults of the vSphere API.
 
 Each class says in ``vim_type`` which public fault it stands for (the name under ``vim.fault`` or
-``vmodl.fault``), and in ``fields`` the values of that fault's own properties, by their API names. Nothing here
-knows SOAP: the SOAP side turns a :class:`ModelFault` into the fault of the same name.
+``vmodl.fault``), and in ``fields`` the values of that fault's own properties, by their API names. Nothing
+here knows SOAP: the SOAP side turns a :class:`ModelFault` into the fault of the same name.
 
 ::
 

@@ -11,9 +11,9 @@ from vdkit.sim.datastore import Datastore
 if TYPE_CHECKING:
     from vdkit.sim.machine import Machine
 
-#: Called at the start of every operation, and before every merge of a consolidation, with the event's name and
-#: the machine. It may sleep (slow storage) or raise a ModelFault (the operation fails there).
-#: Events: createMachine powerOn powerOff reconfigure destroy createSnapshot stun removeSnapshot consolidate
+#: Called at the start of every operation, and before every merge of a consolidation, with the event's name
+#: and the machine. It may sleep (slow storage) or raise a ModelFault (the operation fails there). Events:
+#: createMachine powerOn powerOff reconfigure destroy createSnapshot stun removeSnapshot consolidate
 #: revertSnapshot.
 Hook = Callable[[str, "Machine"], None]
 

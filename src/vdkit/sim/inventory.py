@@ -1,7 +1,7 @@
 """What a simulated host has: datacenter, host, datastores, network, machines, each with its id.
 
-The ``esx`` personality uses the ids of a stand-alone host (``ha-host``, machines ``1``, ``2``), ``vcenter`` those of
-a vCenter (``host-9``, ``vm-42``). Ids stay the same for as long as the inventory lives.
+The ``esx`` personality uses the ids of a stand-alone host (``ha-host``, machines ``1``, ``2``), ``vcenter``
+those of a vCenter (``host-9``, ``vm-42``). Ids stay the same for as long as the inventory lives.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ class Inventory:
     def load(self, datastore: Datastore) -> list[Machine]:
         """Register every machine found; those that cannot be are in :attr:`skipped`.
 
-        A folder with a base disk and no .vmx file gets one. Machines that ran when the host went down run again
-        (as with autostart); their change tracking begins anew, as after a crash of a host.
+        A folder with a base disk and no .vmx file gets one. Machines that ran when the host went down run
+        again (as with autostart); their change tracking begins anew, as after a crash of a host.
         """
         found = []
         for folder in [name for name in datastore.files() if name.endswith("/")]:

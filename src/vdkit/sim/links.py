@@ -172,8 +172,8 @@ def fork(datastore: Datastore, parent: str, child: str, capacity: int) -> None:
 def merge(datastore: Datastore, child: str, parent: str) -> int:
     """Bring what ``child`` holds into ``parent``, its nearest link; returns the bytes moved.
 
-    Both must not change meanwhile; readers of chains above see no difference at any moment, for what is written
-    to ``parent`` is what they see through ``child`` anyway. :func:`adopt` completes the work.
+    Both must not change meanwhile; readers of chains above see no difference at any moment, for what is
+    written to ``parent`` is what they see through ``child`` anyway. :func:`adopt` completes the work.
     """
     with storage(datastore, parent):
         before = descriptor_of(datastore, parent).cid

@@ -1,8 +1,9 @@
 """A virtual machine: identity, power, disks, snapshots, and the files that keep all of it.
 
-One operation at a time: a second one that comes meanwhile gets TaskInProgress. What observers read (attributes and
-:meth:`SimDisk.state`) is replaced as a whole at the end of an operation, never half changed. The work itself is
-in :mod:`~vdkit.sim.hardware` (devices), :mod:`~vdkit.sim.snapshotting` and :mod:`~vdkit.sim.consolidation`.
+One operation at a time: a second one that comes meanwhile gets TaskInProgress. What observers read
+(attributes and :meth:`SimDisk.state`) is replaced as a whole at the end of an operation, never half
+changed. The work itself is in :mod:`~vdkit.sim.hardware` (devices), :mod:`~vdkit.sim.snapshotting` and
+:mod:`~vdkit.sim.consolidation`.
 """
 
 from __future__ import annotations
@@ -219,7 +220,9 @@ class Machine:
             hardware.remove_disk(self, key, destroy_files=destroy_files)
 
     def grow_disk(self, key: int, capacity: int) -> None:
-        """To ``capacity`` bytes; only without snapshots. A running guest sees it through a new guest device."""
+        """To ``capacity`` bytes; only without snapshots. A running guest sees it through a new guest
+        device.
+        """
         with self.operation("reconfigure"):
             hardware.grow_disk(self, key, capacity)
 

@@ -1,8 +1,8 @@
 """A machine as files: ``vm.vmx``, the snapshot list ``vm.vmsd``, and the configuration of each snapshot.
 
-The .vmx and .vmsd files have the keys that a host writes. A snapshot's configuration lies in a ``vm-SnapshotN.vmsn``
-beside them: on a host that is a binary file, ours is text like a .vmx. Keys that start with ``vdkit.`` are ours;
-keys that we do not know are kept.
+The .vmx and .vmsd files have the keys that a host writes. A snapshot's configuration lies in a ``vm-
+SnapshotN.vmsn`` beside them: on a host that is a binary file, ours is text like a .vmx. Keys that start
+with ``vdkit.`` are ours; keys that we do not know are kept.
 """
 
 from __future__ import annotations
@@ -217,14 +217,14 @@ def discover(datastore: Datastore, folder: str, register: Register) -> list[Mach
 
 
 def _leaves(datastore: Datastore, names: list[str]) -> list[str]:
-    """Of the disks of a folder, the ends of their chains. Raises GenericVmConfigFault if one has two ends."""
+    """Of the disks of a folder, the ends of their chains. Raises GenericVmConfigFault if one has two."""
     chains = [links.inspect(datastore, name) for name in names if not _NOT_A_LINK.search(name)]
     parents = {parent for chain in chains for parent in chain.parents}
     ends = [chain for chain in chains if chain.name not in parents]
     bases = [chain.base for chain in ends]
     if len(set(bases)) < len(bases):
         raise GenericVmConfigFault(
-            f"{datastore.path(bases[0])}: several deltas stand on it, and no .vmx file says which one is current"
+            f"{datastore.path(bases[0])}: several deltas stand on it, and no .vmx file says which is current"
         )
     return [chain.name for chain in ends]
 

@@ -52,7 +52,7 @@ def new_uuid(prefix: str) -> str:
 
 @dataclass(frozen=True)
 class DiskSpec:
-    """A disk of a machine to be made: a new one of ``capacity`` bytes, or (capacity 0) the one at ``path``."""
+    """A disk for a new machine: a new one of ``capacity`` bytes, or (capacity 0) that at ``path``."""
 
     capacity: int = 0
     thin: bool = True

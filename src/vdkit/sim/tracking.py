@@ -1,15 +1,16 @@
 """Changed block tracking of one disk.
 
-A change id is ``<uuid>/<number>``: the uuid changes whenever the history is broken, the number is an epoch. Writes
-belong to the open epoch; a snapshot closes it, and the id that snapshot carries is the number just closed. So
-"changed since ``uuid/n`` up to a snapshot with ``uuid/m``" is the union of the epochs ``n+1 .. m``, exactly, even
-for blocks written again later. The id of the running disk is the last one closed: who saves it by mistake gets
-more areas than needed, never fewer.
+A change id is ``<uuid>/<number>``: the uuid changes whenever the history is broken, the number is an epoch.
+Writes belong to the open epoch; a snapshot closes it, and the id that snapshot carries is the number just
+closed. So "changed since ``uuid/n`` up to a snapshot with ``uuid/m``" is the union of the epochs ``n+1 ..
+m``, exactly, even for blocks written again later. The id of the running disk is the last one closed: who
+saves it by mistake gets more areas than needed, never fewer.
 
 What breaks the history (a new uuid): tracking switched off and on, a revert to a snapshot, a restart of the
-host. When tracking begins on a disk that holds data, the first epoch starts with all of it marked, as hosts were
-seen to do. Sources: the vSphere API reference (QueryChangedDiskAreas) and published observations, gathered in
-our VADP notes; the files that a host keeps for this (``-ctk.vmdk``) are not public and not imitated.
+host. When tracking begins on a disk that holds data, the first epoch starts with all of it marked, as hosts
+were seen to do. Sources: the vSphere API reference (QueryChangedDiskAreas) and published observations,
+gathered in our VADP notes; the files that a host keeps for this (``-ctk.vmdk``) are not public and not
+imitated.
 """
 
 from __future__ import annotations

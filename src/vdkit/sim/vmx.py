@@ -1,8 +1,9 @@
 """The text of ``.vmx`` and ``.vmsd`` files: ``key = "value"`` lines, keys without case.
 
-A value keeps bytes that would break the line as ``|`` and two hex digits (``|22`` is a double quote, ``|7C`` the
-bar itself), as VMware's own files do. Unknown keys, comments and order are kept: a file that goes in and out
-unchanged is the same file. Source of facts: vmx files in public repositories and the documented keys.
+A value keeps bytes that would break the line as ``|`` and two hex digits (``|22`` is a double quote,
+``|7C`` the bar itself), as VMware's own files do. Unknown keys, comments and order are kept: a file that
+goes in and out unchanged is the same file. Source of facts: vmx files in public repositories and the
+documented keys.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class VmxText:
         return (key for key, _ in self._lines if key)
 
     def get(self, key: str, default: str = "") -> str:
-        return self[key] if key in self else default
+        at = self._index.get(key.lower())
+        return default if at is None else self._lines[at][1]
 
     def discard(self, prefix: str) -> None:
         """Remove every key that starts with ``prefix``."""
