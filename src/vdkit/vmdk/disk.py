@@ -1,0 +1,120 @@
+"""A disk: the leaf and all its parents, opened, as one device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+from vdkit.block.chain import Chain
+from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
+from vdkit.block.extent import Extent
+from vdkit.errors import LimitExceeded, ReadOnly
+from vdkit.vmdk.cid import new_cid
+from vdkit.vmdk.descriptor import Descriptor
+from vdkit.vmdk.header import check_descriptor_area
+from vdkit.vmdk.info import DiskInfo, disk_info, sector_size
+from vdkit.vmdk.link import Link
+from vdkit.vmdk.pieces import close_all
+from vdkit.vmdk.textfile import rewrite_text
+
+
+class Disk(BaseWritableDevice):
+    """Made by :func:`~vdkit.vmdk.open.open_disk` and its like; owns the links.
+
+    The first write after opening gives the leaf a new content id (not to a disk that was just created: its
+    id is new already). Parents are never changed.
+    """
+
+    def __init__(self, links: Sequence[Link], *, writable: bool, fresh: bool = False) -> None:
+        """``links`` leaf first."""
+        self._links = tuple(links)
+        leaf = links[0].device
+        self._device: BlockDevice
+        if len(links) == 1:
+            self._device = leaf
+            if not links[0].has_parent:
+                self._device = Chain([leaf], name=str(links[0].place))
+        else:
+            self._device = Chain([link.device for link in links], name=str(links[0].place))
+        super().__init__(
+            name=str(links[0].place),
+            capacity=leaf.capacity,
+            sector_size=sector_size(links),
+            writable=writable and leaf.writable,
+        )
+        self._stamped = fresh
+        self._stamp_lock = threading.Lock()
+
+    @property
+    def info(self) -> DiskInfo:
+        return disk_info(self._links)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The leaf's."""
+        return self._links[0].descriptor
+
+    @property
+    def io_batch(self) -> int:
+        return self._device.io_batch
+
+    def _read_into(self, offset: int, view: memoryview) -> None:
+        self._device.read_into(offset, view)
+
+    def _read_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        self._device.read_many(pieces)
+
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        return self._device.extents(offset, length)
+
+    def _write_from(self, offset: int, view: memoryview) -> None:
+        self._target().write_from(offset, view)
+
+    def _write_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        self._target().write_many(pieces)
+
+    def _write_zeroes(self, offset: int, length: int) -> None:
+        self._target().write_zeroes(offset, length)
+
+    def _flush(self) -> None:
+        if isinstance(self._device, WritableDevice):
+            self._device.flush()
+
+    def _close(self) -> None:
+        self._device.close()
+
+    def _target(self) -> WritableDevice:
+        device = self._device
+        if not isinstance(device, WritableDevice):
+            raise ReadOnly(f"{self._name}: opened read-only")
+        if not self._stamped:
+            with self._stamp_lock:
+                if not self._stamped:
+                    self._stamp()
+                    self._stamped = True
+        return device
+
+    def _stamp(self) -> None:
+        """A new content id, before anything is written: children made of the old content must notice."""
+        leaf = self._links[0]
+        leaf.descriptor.set_cid(new_cid())
+        write_descriptor(leaf)
+
+
+def write_descriptor(link: Link) -> None:
+    """Bring the file of a link's descriptor up to date."""
+    data = link.descriptor.to_bytes()
+    place = link.place
+    if link.header is None:
+        rewrite_text(place, data)
+        return
+    offset, room = check_descriptor_area(link.header, str(place))
+    if len(data) > room:
+        raise LimitExceeded(f"{place}: descriptor of {len(data)} bytes does not fit its {room} bytes")
+    with place.store.open_writable(place.name) as file:
+        file.write_from(offset, data.ljust(room, b"\0"))
+        file.flush()
+
+
+def close_links(links: Sequence[Link]) -> None:
+    close_all([link.device for link in links])

@@ -1,0 +1,218 @@
+"""One link of a disk: its descriptor and its extent files, opened.
+
+What a file is, is told by its first bytes or by the descriptor's first line, never by its name, and nothing
+that is not recognised is ever taken for a raw disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from vdkit.block.device import BlockDevice, WritableDevice
+from vdkit.errors import CorruptDisk, FormatError, LimitExceeded, NotADisk, NotSupported
+from vdkit.vmdk import cowd
+from vdkit.vmdk.cid import NO_PARENT
+from vdkit.vmdk.cowd import CowdExtent
+from vdkit.vmdk.descriptor import MAX_DESCRIPTOR, Descriptor
+from vdkit.vmdk.extentline import Access, ExtentLine
+from vdkit.vmdk.flat import FlatExtent, ZeroExtent
+from vdkit.vmdk.header import MAGIC, UNFINISHED_MAGIC, SparseHeader, check_descriptor_area
+from vdkit.vmdk.kinds import SECTOR, ExtentForm, check_create_type, extent_form
+from vdkit.vmdk.names import Place, extent_place
+from vdkit.vmdk.pieces import Pieces, close_all
+from vdkit.vmdk.sparse import SparseExtent, read_header
+from vdkit.vmdk.stream import StreamExtent
+
+_GZIP = b"\x1f\x8b"
+_SESPARSE = b"\xbe\xba\xfe\xca"
+
+
+@dataclass(slots=True)
+class Link:
+    """``device`` holds the bytes; ``header`` is that of the file the descriptor is embedded in, if it is."""
+
+    place: Place
+    descriptor: Descriptor
+    device: BlockDevice
+    header: SparseHeader | None
+    files: tuple[Place, ...]
+    unclean: bool
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def has_parent(self) -> bool:
+        return self.descriptor.parent_cid != NO_PARENT
+
+
+def read_descriptor(place: Place) -> tuple[Descriptor, SparseHeader | None]:
+    """The descriptor of a disk, and the header of the extent that it is embedded in."""
+    with place.open() as file:
+        return _read_descriptor(file)
+
+
+def _read_descriptor(file: BlockDevice) -> tuple[Descriptor, SparseHeader | None]:
+    where = file.name
+    magic = _read(file, 0, min(4, file.capacity))
+    if magic in (MAGIC, UNFINISHED_MAGIC):
+        header = read_header(file)
+        offset, length = check_descriptor_area(header, where)
+        if offset + length > file.capacity:
+            raise CorruptDisk(f"{where}: cut short inside its descriptor")
+        return Descriptor.parse(_read(file, offset, length), where), header
+    _refuse_other(magic, where)
+    if file.capacity > MAX_DESCRIPTOR:
+        raise NotADisk(
+            f"{where}: no VMDK (it starts with {magic!r})",
+            remedy="if it is the data of a flat disk, open that disk's descriptor, or name it as a raw image",
+        )
+    return Descriptor.parse(_read(file, 0, file.capacity), where), None
+
+
+def _refuse_other(magic: bytes, where: str) -> None:
+    if magic == cowd.MAGIC:
+        raise NotADisk(f"{where}: the extent of a snapshot's delta", remedy="open the delta's descriptor")
+    if magic == _SESPARSE:
+        raise NotSupported(f"{where}: an seSparse extent", remedy="read the disk through its host")
+    if magic[:2] == _GZIP:
+        raise NotADisk(f"{where}: compressed with gzip", remedy="unpack it first")
+    if not magic:
+        raise NotADisk(f"{where}: an empty file")
+
+
+def _read(file: BlockDevice, offset: int, length: int) -> bytes:
+    data = bytearray(length)
+    file.read_into(offset, data)
+    return bytes(data)
+
+
+def open_link(
+    place: Place,
+    *,
+    writable: bool = False,
+    allow_paths: Sequence[str] = (),
+    recover: bool = False,
+    durable: bool = True,
+) -> Link:
+    """Open the extent files of one link. Raises NotADisk, FormatError, NotFound, OutsideStore."""
+    descriptor, header = read_descriptor(place)
+    check_create_type(descriptor.create_type, str(place))
+    if descriptor.get("encryptionKeys") is not None or descriptor.get("encryption.keySafe") is not None:
+        raise NotSupported(
+            f"{place}: the disk is encrypted", remedy="decrypt it with the VMware product that made it"
+        )
+    opener = _Opener(place, descriptor, writable=writable, recover=recover, durable=durable)
+    lines = descriptor.extents
+    if not lines or any(line.sectors == 0 for line in lines):
+        raise FormatError(f"{place}: the descriptor names no extents, or empty ones")
+    with ExitStack() as undo:
+        if header is not None:
+            if len(lines) != 1 or extent_form(lines[0].type, str(place)) is not ExtentForm.SPARSE:
+                raise FormatError(
+                    f"{place}: an embedded descriptor must name its own sparse extent, and only that"
+                )
+            # The line's file name means nothing here: renamed files are common.
+            devices = [opener.open_file(place, lines[0])]
+            files = [place]
+        else:
+            devices, files = [], [place]
+            undo.callback(close_all, devices)
+            for line in lines:
+                target = None if line.file_name is None else extent_place(place, line.file_name, allow_paths)
+                devices.append(opener.open_extent(target, line))
+                if target is not None and target not in files:
+                    files.append(target)
+        device = devices[0] if len(devices) == 1 else Pieces(devices, name=str(place), writable=writable)
+        undo.pop_all()
+    return Link(place, descriptor, device, header, tuple(files), opener.unclean, opener.notes)
+
+
+class _Opener:
+    """Opens the extent files of one link and gathers what is notable about them."""
+
+    def __init__(
+        self, place: Place, descriptor: Descriptor, *, writable: bool, recover: bool, durable: bool
+    ) -> None:
+        self._place = place
+        self._has_parent = descriptor.parent_cid != NO_PARENT
+        self._writable = writable
+        self._recover = recover
+        self._durable = durable
+        self._tables: set[str] = set()
+        self.unclean = False
+        self.notes: list[str] = []
+
+    def open_extent(self, target: Place | None, line: ExtentLine) -> BlockDevice:
+        where = str(self._place)
+        form = extent_form(line.type, where)
+        if line.access is Access.NOACCESS:
+            raise NotSupported(f"{where}: extent {line.file_name!r} is marked NOACCESS")
+        if form is ExtentForm.ZERO:
+            return ZeroExtent(f"{where}: ZERO extent", line.sectors * SECTOR)
+        if target is None:
+            raise FormatError(f"{where}: an extent of type {line.type!r} needs a file name")
+        if target == self._place:
+            raise FormatError(f"{where}: the descriptor names itself as one of its extents")
+        return self.open_file(target, line)
+
+    def open_file(self, target: Place, line: ExtentLine) -> BlockDevice:
+        """The extent in ``target``; the file is closed if it cannot be opened as one."""
+        write = self._writable and line.access is Access.RW
+        file: BlockDevice = target.store.open_writable(target.name) if write else target.open()
+        try:
+            return self._extent_of(file, line)
+        except BaseException:
+            file.close()
+            raise
+
+    def _extent_of(self, file: BlockDevice | WritableDevice, line: ExtentLine) -> BlockDevice:
+        capacity = line.sectors * SECTOR
+        if extent_form(line.type, str(self._place)) is ExtentForm.FLAT:
+            if self._has_parent:
+                raise FormatError(f"{self._place}: a flat extent holds everything and cannot have a parent")
+            start = (line.offset_sectors or 0) * SECTOR
+            return FlatExtent(file, start=start, capacity=capacity, durable=self._durable)
+        if file.name in self._tables:
+            raise FormatError(f"{self._place}: extent file {file.name} is named twice")
+        self._tables.add(file.name)
+        if line.offset_sectors:
+            raise FormatError(f"{self._place}: sparse extent {line.file_name!r} has an offset")
+        return self._sparse_of(file, capacity)
+
+    def _sparse_of(self, file: BlockDevice | WritableDevice, capacity: int) -> BlockDevice:
+        """By its first bytes: extents of both types have been seen under either name."""
+        if _read(file, 0, min(4, file.capacity)) == cowd.MAGIC:
+            delta = CowdExtent(file, capacity=capacity, has_parent=self._has_parent, durable=self._durable)
+            self._note_unclean(file.name, delta.header.unclean)
+            return delta
+        header = read_header(file)
+        if header.compressed:
+            if self._writable:
+                raise NotSupported(
+                    f"{file.name}: a streamOptimized disk cannot be changed in place",
+                    remedy="convert it to monolithicSparse or monolithicFlat first",
+                )
+            stream = StreamExtent(
+                file, header, capacity=capacity, has_parent=self._has_parent, recover=self._recover
+            )
+            self.notes += [f"{file.name}: {note}" for note in stream.notes]
+            return stream
+        sparse = SparseExtent(
+            file, header, capacity=capacity, has_parent=self._has_parent, durable=self._durable
+        )
+        self._note_unclean(file.name, header.unclean)
+        return sparse
+
+    def _note_unclean(self, name: str, unclean: bool) -> None:
+        if unclean:
+            self.unclean = True
+            self.notes.append(
+                f"{name}: not closed properly when it was last written; check the guest's file systems"
+            )
+
+
+def check_size(descriptor: Descriptor, where: str) -> None:
+    """A disk larger than any product's is a damaged descriptor."""
+    if descriptor.sectors > 1 << 53:
+        raise LimitExceeded(f"{where}: a disk of {descriptor.sectors} sectors is over the limit of {1 << 53}")

@@ -1,0 +1,124 @@
+"""File names inside descriptors: where they may lead.
+
+A descriptor is written by somebody else, and the names in it open files. So a name is a plain one in the
+folder of its descriptor (a parent may also be in a folder below it), unless the caller allows a folder by
+name.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vdkit.block.device import BlockDevice
+from vdkit.block.local import FolderStore
+from vdkit.block.store import Store
+from vdkit.errors import OutsideStore
+
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.\-]*://|json:|nbd:)", re.IGNORECASE)
+_DRIVE = re.compile(r"[A-Za-z]:[/\\]")
+REMEDY = "name its folder in allow_paths (on the command line: --allow-path FOLDER) if you trust this disk"
+
+
+class Place(NamedTuple):
+    """A name in a store; ``str()`` is what to call it in a message."""
+
+    store: Store
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.store.name}/{self.name}"
+
+    @property
+    def folder(self) -> str:
+        return posixpath.dirname(self.name)
+
+    def beside(self, name: str) -> Place:
+        """Another name in the same folder."""
+        return Place(self.store, posixpath.join(self.folder, name))
+
+    def open(self) -> BlockDevice:
+        return self.store.open(self.name)
+
+
+def base_name(name: str) -> str:
+    return posixpath.basename(name)
+
+
+def stem(name: str) -> str:
+    """The name without ``.vmdk``."""
+    return name[:-5] if name.casefold().endswith(".vmdk") else name
+
+
+def _parts(text: str, what: str) -> str:
+    """The name with ``/`` between its parts; refuses what is no file name at all."""
+    if not text or any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+        raise OutsideStore(f"{what} {text!r} is no file name")
+    if _URL.match(text):
+        raise OutsideStore(
+            f"{what} {text!r} is a URL, not a file", remedy="fetch the file and put it beside the disk"
+        )
+    return text.replace("\\", "/")
+
+
+def extent_place(descriptor: Place, text: str, allow_paths: Sequence[str]) -> Place:
+    """Where an extent file is: in the descriptor's folder, or in an allowed one."""
+    what = f"{descriptor}: extent file"
+    name = _parts(text, what)
+    if "/" not in name and name not in (".", ".."):
+        return descriptor.beside(name)
+    allowed = _allowed(descriptor, name, allow_paths)
+    if allowed is None:
+        raise OutsideStore(f"{what} {text!r} is not in the folder of the descriptor", remedy=REMEDY)
+    return allowed
+
+
+def parent_place(child: Place, text: str, allow_paths: Sequence[str]) -> Place:
+    """Where a parent is: below the child's folder, in an allowed folder, or of that name beside the child."""
+    what = f"{child}: parent"
+    name = _parts(text, what)
+    if not _leads_out(name):
+        return child.beside(posixpath.normpath(name))
+    allowed = _allowed(child, name, allow_paths)
+    if allowed is not None:
+        return allowed
+    # A folder that was copied as a whole: the hint still names the place it came from.
+    beside = child.beside(base_name(name))
+    if (
+        base_name(name) not in ("", ".", "..")
+        and beside.name != child.name
+        and beside.store.exists(beside.name)
+    ):
+        return beside
+    raise OutsideStore(f"{what} {text!r} is outside the folder of the disk", remedy=REMEDY)
+
+
+def _leads_out(name: str) -> bool:
+    return name.startswith("/") or _DRIVE.match(name) is not None or ".." in name.split("/")
+
+
+def _allowed(place: Place, name: str, allow_paths: Sequence[str]) -> Place | None:
+    """A local file in a folder that the caller named, or below one."""
+    if not isinstance(place.store, FolderStore) or not allow_paths or _DRIVE.match(name):
+        return None
+    path = os.path.join(place.store.name, place.folder, name)  # noqa: PTH118  text of a descriptor, not a path yet
+    folder = os.path.realpath(posixpath.dirname(path))
+    for allowed in allow_paths:
+        root = os.path.realpath(allowed)
+        if os.path.isdir(root) and os.path.commonpath((root, folder)) == root:  # noqa: PTH112  realpath's str
+            return Place(FolderStore(folder), base_name(path))
+    return None
+
+
+def hint_for(child: Place, parent: Place) -> str:
+    """What a child records of where its parent is: relative to the child's folder."""
+    if child.store is parent.store or child.store.name == parent.store.name:
+        return posixpath.relpath(parent.name, child.folder or ".")
+    if isinstance(child.store, FolderStore) and isinstance(parent.store, FolderStore):
+        start = os.path.realpath(posixpath.join(child.store.name, child.folder))
+        return os.path.relpath(os.path.realpath(posixpath.join(parent.store.name, parent.name)), start)
+    raise OutsideStore(f"{child}: its parent {parent} is in a store that a descriptor cannot name")

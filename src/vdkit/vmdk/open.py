@@ -1,0 +1,147 @@
+"""Opening a disk: the leaf, then every parent, each checked against its child."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vdkit.block.chain import MAX_LINKS
+from vdkit.block.store import Store
+from vdkit.errors import ChainError, CidMismatch, MissingParent, NotFound, NotSupported
+from vdkit.vmdk.cid import NO_PARENT, format_cid
+from vdkit.vmdk.disk import Disk, close_links
+from vdkit.vmdk.link import Link, open_link
+from vdkit.vmdk.names import Place, parent_place
+
+
+def open_disk(
+    store: Store,
+    name: str,
+    *,
+    writable: bool = False,
+    single_link: bool = False,
+    allow_paths: Sequence[str] = (),
+    recover: bool = False,
+    durable: bool = True,
+    keeps_tracking: bool = False,
+) -> Disk:
+    """Open the disk whose descriptor (or single file) is ``name``, with all its parents.
+
+    ``single_link`` opens the leaf alone: its map says ABSENT for what is in the parents, and reading that
+    raises. ``allow_paths`` names local folders outside the disk's own that its files and parents may lie
+    in. ``recover`` opens a stream that breaks off, for what is left of it; ``info.notes`` then says so. Not
+    ``durable``: closing leaves writing out to the operating system, as ``cp`` does. A disk under change
+    tracking opens for writing only with ``keeps_tracking``, the caller's word that it records what it
+    changes.
+
+    Raises NotADisk, UnsupportedVersion, CorruptDisk, NotSupported, OutsideStore, NotFound, MissingParent,
+    CidMismatch, ChainError.
+    """
+    return _open(
+        Place(store, name),
+        writable=writable,
+        single_link=single_link,
+        allow_paths=allow_paths,
+        recover=recover,
+        durable=durable,
+        keeps_tracking=keeps_tracking,
+        fresh=False,
+    )
+
+
+def _open(
+    place: Place,
+    *,
+    writable: bool,
+    single_link: bool,
+    allow_paths: Sequence[str],
+    recover: bool,
+    durable: bool,
+    keeps_tracking: bool,
+    fresh: bool,
+) -> Disk:
+    links: list[Link] = []
+    try:
+        leaf = open_link(place, writable=writable, allow_paths=allow_paths, recover=recover, durable=durable)
+        links.append(leaf)
+        if writable:
+            _check_writable(leaf, single_link=single_link, keeps_tracking=keeps_tracking)
+        if not single_link:
+            _open_parents(links, allow_paths, recover)
+        return Disk(links, writable=writable, fresh=fresh)
+    except BaseException:
+        close_links(links)
+        raise
+
+
+def open_created(place: Place, *, durable: bool) -> Disk:
+    """A disk that this process has just made, for writing."""
+    return _open(
+        place,
+        writable=True,
+        single_link=False,
+        allow_paths=(),
+        recover=False,
+        durable=durable,
+        keeps_tracking=False,
+        fresh=True,
+    )
+
+
+def _check_writable(leaf: Link, *, single_link: bool, keeps_tracking: bool) -> None:
+    if single_link and leaf.has_parent:
+        raise NotSupported(
+            f"{leaf.place}: a link without its parents cannot be written", remedy="open the whole chain"
+        )
+    if leaf.descriptor.get("changeTrackPath") is not None and not keeps_tracking:
+        raise NotSupported(
+            f"{leaf.place}: the disk is under change tracking, which would not notice these writes",
+            remedy="turn change tracking off first, or write through the host",
+        )
+
+
+def _open_parents(links: list[Link], allow_paths: Sequence[str], recover: bool) -> None:
+    seen = {str(links[0].place)}
+    while links[-1].has_parent:
+        child = links[-1]
+        place = _parent_of(child, allow_paths)
+        if str(place) in seen:
+            raise ChainError(f"{child.place}: its parent {place} is above it in the same chain: a loop")
+        if len(links) == MAX_LINKS:
+            raise ChainError(
+                f"{links[0].place}: more than {MAX_LINKS} links", remedy="consolidate the snapshots"
+            )
+        seen.add(str(place))
+        try:
+            parent = open_link(place, allow_paths=allow_paths, recover=recover)
+        except NotFound as error:
+            raise MissingParent(
+                f"{child.place}: its parent cannot be opened: {error.message}",
+                remedy="bring the parent's files back beside it",
+            ) from error
+        links.append(parent)
+        _check_parent(child, parent)
+
+
+def _parent_of(child: Link, allow_paths: Sequence[str]) -> Place:
+    hint = child.descriptor.parent_hint
+    if hint is None:
+        raise MissingParent(
+            f"{child.place}: it has a parent, of content id {format_cid(child.descriptor.parent_cid)}, "
+            "but does not name it"
+        )
+    return parent_place(child.place, hint, allow_paths)
+
+
+def _check_parent(child: Link, parent: Link) -> None:
+    expected, found = child.descriptor.parent_cid, parent.descriptor.cid
+    if expected != found or found == NO_PARENT:
+        raise CidMismatch(
+            f"{child.place}: made from content id {format_cid(expected)} of its parent, "
+            f"but {parent.place} now has {format_cid(found)}",
+            remedy="the parent was changed after the child was made: use the right parent or restore it",
+        )
+    if child.device.capacity != parent.device.capacity:
+        raise ChainError(
+            f"{child.place} has {child.device.capacity} bytes, "
+            f"its parent {parent.place} {parent.device.capacity}"
+        )

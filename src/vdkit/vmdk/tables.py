@@ -1,0 +1,299 @@
+"""Two-level tables of grains, read lazily: a directory of tables, a table of entries, 32 bits each.
+
+Nothing is ever loaded whole: the directory comes in pieces, tables one at a time into a bounded cache, and
+the walk over the whole disk skips what is absent or lies in a hole of the file. So a 62 TiB disk opens at
+once.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from vdkit.block.device import BlockDevice
+from vdkit.block.extent import Extent, ExtentKind
+from vdkit.errors import CorruptDisk
+from vdkit.vmdk.kinds import SECTOR
+
+#: Entries of the directory that are read together (64 KiB).
+PIECE = 1 << 14
+#: Pieces of the directory and bytes of tables that are kept.
+_MAX_PIECES = 16
+_MAX_TABLE_BYTES = 4 << 20
+#: Entries that are looked at together when absent ones are skipped.
+_STRIDE = 1 << 10
+_NONE = array("I", bytes(_STRIDE * 4))
+
+
+def u32s(data: bytes | bytearray | memoryview) -> array[int]:
+    """Little-endian 32-bit numbers."""
+    made = array("I")
+    made.frombytes(data)
+    if sys.byteorder == "big":
+        made.byteswap()
+    return made
+
+
+def u32_bytes(numbers: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        numbers = numbers[:]
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+class Tables:
+    """The tables of one extent file. ``directory`` is its offset in bytes."""
+
+    def __init__(
+        self,
+        file: BlockDevice,
+        *,
+        directory: int,
+        count: int,
+        entries: int,
+        lowest: int,
+        where: str,
+    ) -> None:
+        """``count`` tables of ``entries`` entries; no table may lie below sector ``lowest``."""
+        self._file = file
+        self._directory = directory
+        self.count = count
+        self.entries = entries
+        self._lowest = lowest
+        self._where = where
+        self._lock = threading.Lock()
+        self._pieces: OrderedDict[int, array[int]] = OrderedDict()
+        self._changed: dict[int, array[int]] = {}
+        self._tables: OrderedDict[int, array[int]] = OrderedDict()
+        self._max_tables = max(16, _MAX_TABLE_BYTES // (entries * 4))
+
+    # -- one at a time ---------------------------------------------------------------------------
+
+    def sector(self, index: int) -> int:
+        """Where table ``index`` lies, in sectors; 0 if there is none."""
+        number, within = divmod(index, PIECE)
+        return self._piece(number)[within]
+
+    def set_sector(self, index: int, sector: int) -> None:
+        """Change the directory in memory, where it then stays; the caller writes it."""
+        number, within = divmod(index, PIECE)
+        piece = self._piece(number)
+        with self._lock:
+            self._changed[number] = piece
+        piece[within] = sector
+
+    def table(self, index: int) -> array[int] | None:
+        """The entries of table ``index``; None if it does not exist. Not to be changed by the caller."""
+        with self._lock:
+            known = self._tables.get(index)
+            if known is not None:
+                self._tables.move_to_end(index)
+                return known
+        sector = self.sector(index)
+        if sector == 0:
+            return None
+        table = u32s(self._read(self._checked(index, sector), self.entries * 4))
+        with self._lock:
+            self._tables[index] = table
+            while len(self._tables) > self._max_tables:
+                self._tables.popitem(last=False)
+        return table
+
+    def place(self, index: int) -> int:
+        """Offset in bytes of table ``index``, for writing it; raises CorruptDisk if it cannot lie there."""
+        return self._checked(index, self.sector(index))
+
+    def put(self, index: int, table: array[int]) -> None:
+        """Remember a table that has been written."""
+        with self._lock:
+            self._tables[index] = table
+            self._tables.move_to_end(index)
+
+    def _piece(self, number: int) -> array[int]:
+        with self._lock:
+            known = self._changed.get(number)
+            if known is not None:
+                return known
+            known = self._pieces.get(number)
+            if known is not None:
+                self._pieces.move_to_end(number)
+                return known
+        first = number * PIECE
+        length = min(PIECE, self.count - first) * 4
+        piece = u32s(self._read(self._directory + first * 4, length))
+        with self._lock:
+            piece = self._pieces.setdefault(number, piece)
+            while len(self._pieces) > _MAX_PIECES:
+                self._pieces.popitem(last=False)
+        return piece
+
+    def _read(self, offset: int, length: int) -> bytearray:
+        data = bytearray(length)
+        self._file.read_into(offset, data)
+        return data
+
+    def _checked(self, index: int, sector: int) -> int:
+        if sector < self._lowest or sector * SECTOR + self.entries * 4 > self._file.capacity:
+            raise CorruptDisk(
+                f"{self._where}: grain table {index} at sector {sector} is outside the file's "
+                f"{self._file.capacity // SECTOR} sectors or inside its header"
+            )
+        return sector * SECTOR
+
+    # -- walking ---------------------------------------------------------------------------------
+
+    def present(self, first: int, last: int) -> Iterator[int]:
+        """Numbers of the tables in ``[first, last)`` that exist and may hold something, ascending."""
+        position = first
+        while position < last:
+            number, within = divmod(position, PIECE)
+            stop = min(last, (number + 1) * PIECE)
+            piece = self._piece(number)
+            yield from self._present_in_piece(piece, number * PIECE, within, within + stop - position)
+            position = stop
+
+    def _present_in_piece(self, piece: array[int], base: int, start: int, stop: int) -> Iterator[int]:
+        table_sectors = -(-self.entries * 4 // SECTOR)
+        position = start
+        while position < stop:
+            end = min(stop, position + _STRIDE)
+            if piece[position:end] == _NONE[: end - position]:
+                position = end
+                continue
+            while piece[position] == 0:
+                position += 1
+            first = piece[position]
+            end = _contiguous(piece, position, stop, table_sectors)
+            yield from self._with_data(base + position, first, end - position)
+            position = end
+
+    def _with_data(self, index: int, sector: int, count: int) -> Iterator[int]:
+        """Of ``count`` tables that follow each other in the file, those that are not in one of its holes."""
+        size = -(-self.entries * 4 // SECTOR) * SECTOR
+        if count < 4:
+            yield from range(index, index + count)
+            return
+        self._checked(index, sector)
+        self._checked(index + count - 1, sector + (count - 1) * size // SECTOR)
+        start = sector * SECTOR
+        done = 0
+        for run in self._file.extents(start, count * size):
+            if run.kind is ExtentKind.ZERO:
+                continue
+            begin = max(done, (run.offset - start) // size)
+            done = -(-(run.end - start) // size)
+            yield from range(index + begin, index + done)
+
+
+def _contiguous(piece: array[int], start: int, stop: int, step: int) -> int:
+    """End of the run of entries from ``start`` that grow by ``step``."""
+    first = piece[start]
+    length = 1
+    while start + length < stop:
+        trial = min(length * 2, stop - start)
+        if not follows(piece, start, trial, first, step):
+            break
+        length = trial
+    low, high = length, min(length * 2, stop - start)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if follows(piece, start, middle, first, step):
+            low = middle
+        else:
+            high = middle - 1
+    return start + low
+
+
+def follows(entries: array[int], start: int, count: int, first: int, step: int) -> bool:
+    """True if ``count`` entries from ``start`` on are ``first``, ``first + step``, ..."""
+    last = first + (count - 1) * step
+    if entries[start + count - 1] != last or last > 0xFFFFFFFF:
+        return False
+    return entries[start : start + count] == array("I", range(first, last + 1, step))
+
+
+def runs(entries: array[int], start: int, stop: int, step: int) -> Iterator[tuple[int, int, int]]:
+    """``(position, count, entry)`` of the runs of ``entries[start:stop]``.
+
+    In a run of ordinary entries each is ``step`` more than the one before; entries 0 and 1 (absent, zero)
+    form runs of their own.
+    """
+    position = start
+    while position < stop:
+        first = entries[position]
+        if first <= 1:
+            end = position + 1
+            while end < stop and entries[end] == first:
+                end += 1
+        elif position + 1 < stop and entries[position + 1] == first + step:
+            end = _contiguous(entries, position, stop, step)
+        else:
+            end = position + 1
+        yield position, end - position, first
+        position = end
+
+
+class TableSource(Protocol):
+    """Where the grain tables come from: the file, or a scan of it."""
+
+    entries: int
+
+    def table(self, index: int) -> array[int] | None: ...
+
+    def present(self, first: int, last: int) -> Iterator[int]: ...
+
+
+def map_extents(
+    tables: TableSource,
+    offset: int,
+    length: int,
+    grain: int,
+    kind_of: Callable[[int], ExtentKind],
+    lookup: Callable[[int], array[int] | None],
+    touched: Callable[[int, int], list[int]] | None = None,
+) -> Iterator[Extent]:
+    """The allocation map of a range of an extent; ``grain`` in bytes.
+
+    ``kind_of`` says what entries 0, 1 and 2 (any ordinary one) mean. ``touched`` lists the tables of a
+    range that exist in memory only.
+    """
+    end = offset + length
+    span = tables.entries * grain
+    absent = kind_of(0)
+    position = offset
+    first, last = offset // span, -(-end // span)
+    for index in _merged(tables.present(first, last), touched(first, last) if touched else []):
+        start = max(offset, index * span)
+        if start > position:
+            yield Extent(position, start - position, absent)
+        position = start
+        table = lookup(index)
+        if table is None:
+            continue
+        low = (start - index * span) // grain
+        high = -(-min(end - index * span, span) // grain)
+        for at, count, entry in runs(table, low, high, grain // SECTOR):
+            begin = max(start, index * span + at * grain)
+            stop = min(end, index * span + (at + count) * grain)
+            yield Extent(begin, stop - begin, kind_of(min(entry, 2)))
+        position = min(end, (index + 1) * span)
+    yield Extent(position, end - position, absent)
+
+
+def _merged(present: Iterator[int], touched: list[int]) -> Iterator[int]:
+    waiting = iter(touched)
+    other = next(waiting, None)
+    for index in present:
+        while other is not None and other < index:
+            yield other
+            other = next(waiting, None)
+        if other == index:
+            other = next(waiting, None)
+        yield index
+    while other is not None:
+        yield other
+        other = next(waiting, None)

@@ -1,0 +1,54 @@
+"""Text descriptors as files: written once, changed so that a crash leaves the old one or the new one."""
+
+from __future__ import annotations
+
+from vdkit.block.device import WritableDevice
+from vdkit.vmdk.kinds import SECTOR
+from vdkit.vmdk.names import Place
+
+
+def write_text(file: WritableDevice, data: bytes) -> None:
+    """Fill a new, empty file."""
+    file.resize(len(data))
+    file.write_from(0, data)
+
+
+def rewrite_text(place: Place, data: bytes) -> None:
+    """Change a descriptor: in place where one sector's write does it, else beside it and by renaming."""
+    with place.open() as file:
+        old = bytearray(file.capacity)
+        file.read_into(0, old)
+    kept = len(old.rstrip(b"\0"))
+    if kept == len(data):
+        if old[:kept] == data:
+            return
+        changed = [i for i, (a, b) in enumerate(zip(old, data, strict=False)) if a != b]
+        sectors = range(changed[0] // SECTOR, changed[-1] // SECTOR + 1)
+        if len(sectors) <= 2:
+            _overwrite(place, data, sectors)
+            return
+    _replace(place, data)
+
+
+def _overwrite(place: Place, data: bytes, sectors: range) -> None:
+    with place.store.open_writable(place.name) as file:
+        for sector in sectors:
+            part = data[sector * SECTOR : (sector + 1) * SECTOR]
+            file.write_from(sector * SECTOR, part)
+        file.flush()
+
+
+def _replace(place: Place, data: bytes) -> None:
+    store = place.store
+    beside = f"{place.name}.new"
+    if store.exists(beside):  # left by a run that was killed
+        store.remove(beside)
+    try:
+        with store.create(beside) as file:
+            write_text(file, data)
+            file.flush()
+        store.rename(beside, place.name, replace=True)
+    except BaseException:
+        if store.exists(beside):
+            store.remove(beside)
+        raise
