@@ -1,7 +1,8 @@
 """The reference pages that follow from the source, so that they cannot say something else.
 
 ``errors.md`` comes from the classes of ``vdkit.errors``; ``limits.md`` from the named constants of the
-package that carry a ``#:`` comment and whose name says that they bound or size something.
+package that carry a ``#:`` comment and whose name says that they bound or size something; the second half of
+``commands.md`` is the help of the commands.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 PAGES = ROOT / "docs" / "reference"
 _HOW = "This page is written by `scripts/reference` from the source; change it there.\n"
+
+_HELP_MARK = "<!-- Below this line scripts/reference writes what the commands print themselves. -->"
 
 #: A constant belongs on the page when its name says that it bounds or sizes something.
 _LIMIT_NAME = re.compile(r"^(MAX|MIN|DEFAULT)_|_(LIMIT|MAX|MIN|TIMEOUT|SIZE|WINDOW|SECONDS)$")
@@ -128,9 +133,11 @@ def limits() -> Iterator[tuple[str, str, int | float, str]]:
                 yield module, name, value, comment
 
 
-def _shown(value: int | float) -> str:
+def _shown(name: str, value: int | float, comment: str) -> str:
     if isinstance(value, float):
         return f"{value:g}"
+    if "byte" not in comment.lower() and not re.search(r"SIZE|BYTES|BUFFER|CAPACITY|REQUEST$", name):
+        return str(value)
     for unit, size in (
         ("EiB", 1 << 60),
         ("TiB", 1 << 40),
@@ -150,16 +157,52 @@ def limits_page() -> str:
         "Whatever is read from a file or a peer is bounded by a named constant before it is believed. What "
         "lies beyond is refused with an error that names the thing and the limit, mostly "
         "[`LimitExceeded` or `ProtocolError`](errors.md). Values are bytes, seconds or counts, as the text "
-        "says; a multiple of a binary unit is shown in it as well.\n",
+        "says; a size in bytes is shown in binary units as well.\n",
         "| constant | value | bounds |",
         "| --- | ---: | --- |",
     ]
     for module, name, value, comment in limits():
-        lines.append(f"| `{module}.{name}` | {_shown(value)} | {comment.replace('|', chr(92) + '|')} |")
+        text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", comment).replace("|", "\\|").replace("``", "`")
+        lines.append(f"| `{module}.{name}` | {_shown(name, value, comment)} | {text} |")
     return "\n".join(lines) + "\n"
 
 
-PAGE_WRITERS = {"errors.md": errors_page, "limits.md": limits_page}
+def _command_paths() -> list[tuple[str, ...]]:
+    """Every command and subcommand, in the order in which the help lists them."""
+    from typer.main import get_command
+
+    from vdkit.cli.main import app
+
+    found: list[tuple[str, ...]] = []
+    todo = [((), get_command(app))]
+    while todo:
+        path, command = todo.pop(0)
+        if path:
+            found.append(path)
+        children = getattr(command, "commands", {}).items()
+        todo = [((*path, name), child) for name, child in children if not child.hidden] + todo
+    return found
+
+
+def _help_of(path: tuple[str, ...]) -> str:
+    program = Path(sys.executable).with_name("vdkit")
+    environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [program, *path, "--help"], capture_output=True, text=True, env=environment, timeout=60, check=True
+    )
+    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+
+
+def commands_page() -> str:
+    """The page's own text down to its mark, then the help of every command."""
+    head, mark, _ = (PAGES / "commands.md").read_text(encoding="utf-8").partition(_HELP_MARK)
+    parts = [head + mark]
+    for path in _command_paths():
+        parts.append(f"\n\n## vdkit {' '.join(path)}\n\n```text\n{_help_of(path)}\n```")
+    return "".join(parts) + "\n"
+
+
+PAGE_WRITERS = {"errors.md": errors_page, "limits.md": limits_page, "commands.md": commands_page}
 
 
 def main(arguments: list[str]) -> int:

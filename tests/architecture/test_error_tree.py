@@ -59,7 +59,7 @@ def test_exit_codes_are_the_documented_ones(pages: ModuleType) -> None:
         assert kind.exit_code != errors.ExitCode.OK
 
 
-@pytest.mark.parametrize("name", ["errors.md", "limits.md"])
+@pytest.mark.parametrize("name", ["errors.md", "limits.md", "commands.md"])
 def test_reference_page_is_up_to_date(pages: ModuleType, name: str) -> None:
     page = ROOT / "docs" / "reference" / name
     assert page.read_text(encoding="utf-8") == pages.PAGE_WRITERS[name](), "run scripts/reference"
