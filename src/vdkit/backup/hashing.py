@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from vdkit.block.copy import CopyProgress, copy
-from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
+from vdkit.block.device import BlockDevice
 from vdkit.block.store import Store
 from vdkit.block.workers import CancelToken
 
@@ -99,109 +99,3 @@ def object_sha256(store: Store, name: str, *, cancel: CancelToken | None = None)
             device.read_into(start, view)
             digest.update(view)
     return size, digest.hexdigest()
-
-
-class HashedStore:
-    """A store that hashes what is written to the objects it creates.
-
-    The hash is of the bytes as they were meant, before any disk or network could change them: that is what
-    makes a later verification worth something.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._made: dict[str, _HashedDevice] = {}
-
-    @property
-    def name(self) -> str:
-        return self._store.name
-
-    def sha256(self, name: str) -> tuple[int, str]:
-        """Size and hash of an object that was made here; one that was not written in order is read again."""
-        made = self._made[name]
-        if made.in_order:
-            return made.written, made.hexdigest()
-        return object_sha256(self._store, name)
-
-    def open(self, name: str) -> BlockDevice:
-        return self._store.open(name)
-
-    def open_writable(self, name: str) -> WritableDevice:
-        return self._store.open_writable(name)
-
-    def create(self, name: str, size: int = 0) -> WritableDevice:
-        made = self._made[name] = _HashedDevice(self._store.create(name, size))
-        return made
-
-    def exists(self, name: str) -> bool:
-        return self._store.exists(name)
-
-    def list(self, folder: str = "") -> list[str]:
-        return self._store.list(folder)
-
-    def rename(self, old: str, new: str, *, replace: bool = False) -> None:
-        self._store.rename(old, new, replace=replace)
-
-    def remove(self, name: str) -> None:
-        self._store.remove(name)
-
-    def make_folder(self, name: str) -> None:
-        self._store.make_folder(name)
-
-    def substore(self, folder: str) -> Store:
-        return self._store.substore(folder)
-
-
-class _HashedDevice(BaseWritableDevice):
-    def __init__(self, device: WritableDevice) -> None:
-        super().__init__(
-            name=device.name,
-            capacity=device.capacity,
-            sector_size=device.sector_size,
-            alignment=device.alignment,
-            writable=True,
-        )
-        self._device = device
-        self._hash = hashlib.sha256()
-        self._ordered = True
-        self.written = 0
-
-    @property
-    def io_batch(self) -> int:
-        return self._device.io_batch
-
-    @property
-    def in_order(self) -> bool:
-        """True if the bytes came in one ascending run that is now the whole object."""
-        return self._ordered and self.written == self.capacity
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
-
-    def _read_into(self, offset: int, view: memoryview) -> None:
-        self._device.read_into(offset, view)
-
-    def _write_from(self, offset: int, view: memoryview) -> None:
-        self._write_many([(offset, view)])
-
-    def _write_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
-        self._device.write_many(pieces)
-        for offset, view in pieces:
-            if offset == self.written:
-                self._hash.update(view)
-                self.written += len(view)
-            else:
-                self._ordered = False
-
-    def _write_zeroes(self, offset: int, length: int) -> None:
-        self._device.write_zeroes(offset, length)
-        self._ordered = False
-
-    def _flush(self) -> None:
-        self._device.flush()
-
-    def _resize(self, capacity: int) -> None:
-        self._device.resize(capacity)
-
-    def _close(self) -> None:
-        self._device.close()
