@@ -1,10 +1,11 @@
 """A guest that changes real files on a simulated disk.
 
-There is no operating system in the simulated machine. What a guest's file system would do is done by e2fsprogs on
-a raw copy of the disk, and the blocks that thereby became different, and only those, are then written to the
-guest's device, 4 KiB each, in shuffled order, as a write-back cache would. So allocation, bitmaps, directories
-and file data change as on a real disk. What it does not show: the journal (``debugfs`` writes without it), the
-order that a real kernel keeps, and writes of blocks that happen to keep their content.
+There is no operating system in the simulated machine. What a guest's file system would do is done by
+e2fsprogs on a raw copy of the disk, and the blocks that thereby became different, and only those, are then
+written to the guest's device, 4 KiB each, in shuffled order, as a write-back cache would. So allocation,
+bitmaps, directories and file data change as on a real disk. What it does not show: the journal (``debugfs``
+writes without it), the order that a real kernel keeps, and writes of blocks that happen to keep their
+content.
 
 Whole-disk ext2, ext3 and ext4 only, without a partition table. The programs are run, never linked.
 """
@@ -40,8 +41,8 @@ _MORE_FOLDERS = "/usr/sbin:/sbin"
 class GuestFileSystem:
     """The file system on a disk, seen from its guest. A context manager; ``close`` removes the raw copy.
 
-    ``seed`` decides the order of writes. Errors: NotSupported if e2fsprogs is missing, StoreError if one of its
-    programs fails.
+    ``seed`` decides the order of writes. Errors: NotSupported if e2fsprogs is missing, StoreError if one of
+    its programs fails.
     """
 
     def __init__(self, device: WritableDevice, *, folder: str | Path | None = None, seed: int = 0) -> None:
@@ -73,7 +74,9 @@ class GuestFileSystem:
     # -- what a guest does -----------------------------------------------------------------------
 
     def format(self, source: str | Path | None = None, *, kind: str = "ext4", label: str = "guest") -> int:
-        """Make a new file system, filled with the files of the folder ``source``; returns the bytes written."""
+        """Make a new file system, filled with the files of the folder ``source``; returns the bytes
+        written.
+        """
         command = ["mke2fs", "-q", "-F", "-t", kind, "-b", str(BLOCK), "-L", label]
         if source is not None:
             command += ["-d", str(source)]
@@ -118,7 +121,9 @@ class GuestFileSystem:
             local.unlink(missing_ok=True)
 
     def run(self, script: Iterable[str]) -> int:
-        """Any ``debugfs`` commands together, then the changed blocks to the disk; returns the bytes written."""
+        """Any ``debugfs`` commands together, then the changed blocks to the disk; returns the bytes
+        written.
+        """
         self._debugfs(list(script), write=True)
         return self.write_back()
 

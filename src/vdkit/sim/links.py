@@ -18,10 +18,13 @@ from vdkit.block.extent import ExtentKind, RangeSet
 from vdkit.errors import ChainError, VixError
 from vdkit.sim.datastore import Datastore
 from vdkit.sim.faults import GenericVmConfigFault, InvalidDeviceSpec, ModelFault, from_store_error
-from vdkit.vmdk import DiskType, create_child, create_disk, delete_disk, open_disk
+from vdkit.vmdk import DiskType, create_child, create_disk, delete_disk, list_files, open_disk
 from vdkit.vmdk.cid import format_cid
-from vdkit.vmdk.descriptor import MAX_DESCRIPTOR, Descriptor, looks_like_descriptor
+from vdkit.vmdk.descriptor import Descriptor
+from vdkit.vmdk.disk import close_links, write_descriptor
 from vdkit.vmdk.kinds import SECTOR, ExtentForm, extent_form, geometry_for
+from vdkit.vmdk.link import open_link, read_descriptor
+from vdkit.vmdk.names import Place
 
 #: Largest disk of a host, in bytes: 62 TiB.
 MAX_DISK = 62 << 40
@@ -66,15 +69,7 @@ def storage(datastore: Datastore, name: str) -> Iterator[None]:
 
 def descriptor_of(datastore: Datastore, name: str) -> Descriptor:
     """The descriptor of one link. Raises errors of the VMDK layer."""
-    with datastore.store.open(name) as file:
-        head = bytearray(min(file.capacity, SECTOR * 2))
-        file.read_into(0, head)
-        if looks_like_descriptor(bytes(head)) and file.capacity <= MAX_DESCRIPTOR:
-            data = bytearray(file.capacity)
-            file.read_into(0, data)
-            return Descriptor.parse(bytes(data), datastore.path(name))
-    with open_disk(datastore.store, name, single_link=True) as disk:
-        return disk.descriptor
+    return read_descriptor(Place(datastore.store, name))[0]
 
 
 def inspect(datastore: Datastore, name: str) -> ChainFacts:
@@ -117,10 +112,7 @@ def beside(name: str, other: str) -> str:
 def files_of(datastore: Datastore, name: str) -> list[str]:
     """The descriptor and the extent files of one link, as names in the datastore."""
     with storage(datastore, name):
-        found = [
-            beside(name, line.file_name) for line in descriptor_of(datastore, name).extents if line.file_name
-        ]
-    return [name, *(file for file in found if file != name)]
+        return list_files(datastore.store, name)
 
 
 def next_delta(datastore: Datastore, name: str) -> str:
@@ -139,7 +131,8 @@ def next_delta(datastore: Datastore, name: str) -> str:
 def open_leaf(datastore: Datastore, name: str) -> WritableDevice:
     """A chain whose first link is written. Raises ModelFault."""
     with storage(datastore, name):
-        return open_disk(datastore.store, name, writable=True)
+        # The simulated host is the one that tracks changes here, so it may write to a tracked disk.
+        return open_disk(datastore.store, name, writable=True, durable=False, keeps_tracking=True)
 
 
 def open_frozen(datastore: Datastore, name: str) -> BlockDevice:
@@ -157,16 +150,14 @@ def create(datastore: Datastore, name: str, capacity: int, *, thin: bool) -> Non
         raise InvalidDeviceSpec(f"a disk of {capacity} bytes cannot be made")
     with storage(datastore, name):
         kind = DiskType.VMFS_THIN if thin else DiskType.VMFS_FLAT
-        create_disk(datastore.store, name, capacity, disk_type=kind).close()
+        create_disk(datastore.store, name, capacity, disk_type=kind, durable=False).close()
 
 
 def fork(datastore: Datastore, parent: str, child: str, capacity: int) -> None:
     """An empty delta over ``parent``, which is closed. Raises ModelFault."""
     kind = DiskType.VMFS_SPARSE if capacity <= _MAX_COWD else DiskType.MONOLITHIC_SPARSE
     with storage(datastore, child):
-        made = create_child(datastore.store, parent, child, disk_type=kind)
-        if made is not None:
-            made.close()
+        create_child(datastore.store, parent, child, disk_type=kind, durable=False)
 
 
 def merge(datastore: Datastore, child: str, parent: str) -> int:
@@ -184,7 +175,7 @@ def merge(datastore: Datastore, child: str, parent: str) -> int:
                 )
             with (
                 open_disk(datastore.store, child) as source,
-                open_disk(datastore.store, parent, writable=True) as target,
+                open_leaf(datastore, parent) as target,
             ):
                 if held:
                     copy(source, target, ranges=held)
@@ -223,30 +214,35 @@ def grow(datastore: Datastore, name: str, capacity: int) -> None:
             raise InvalidDeviceSpec(f"{datastore.path(name)} is not a flat disk and cannot be grown")
         with datastore.store.open_writable(beside(name, lines[0].file_name or "")) as file:
             file.resize(capacity)
-            file.flush()
-        _write_descriptor(datastore, name, _enlarged(found, capacity // SECTOR))
+        with _editing(datastore, name) as text:
+            _enlarge(text, capacity // SECTOR)
 
 
-def _enlarged(found: Descriptor, sectors: int) -> Descriptor:
-    found.replace_extents([replace(found.extents[0], sectors=sectors)])
-    geometry = geometry_for(sectors, found.get("ddb.adapterType") or "lsilogic")
-    found.set("ddb.geometry.cylinders", str(geometry.cylinders))
-    found.set("ddb.geometry.heads", str(geometry.heads))
-    found.set("ddb.geometry.sectors", str(geometry.sectors))
-    return found
+def _enlarge(text: Descriptor, sectors: int) -> None:
+    text.replace_extents([replace(text.extents[0], sectors=sectors)])
+    geometry = geometry_for(sectors, text.get("ddb.adapterType") or "lsilogic")
+    text.set("ddb.geometry.cylinders", str(geometry.cylinders))
+    text.set("ddb.geometry.heads", str(geometry.heads))
+    text.set("ddb.geometry.sectors", str(geometry.sectors))
 
 
 def _edit(
     datastore: Datastore, name: str, *, cid: int | None = None, parent_cid: int | None = None, hint: str = ""
 ) -> None:
-    found = descriptor_of(datastore, name)
-    if cid is not None:
-        found.set_cid(cid)
-    if parent_cid is not None:
-        found.set("parentCID", format_cid(parent_cid), quoted=False)
-        found.set("parentFileNameHint", hint)
-    _write_descriptor(datastore, name, found)
+    with _editing(datastore, name) as found:
+        if cid is not None:
+            found.set_cid(cid)
+        if parent_cid is not None:
+            found.set("parentCID", format_cid(parent_cid), quoted=False)
+            found.set("parentFileNameHint", hint)
 
 
-def _write_descriptor(datastore: Datastore, name: str, changed: Descriptor) -> None:
-    datastore.write_text(name, changed.to_bytes())
+@contextmanager
+def _editing(datastore: Datastore, name: str) -> Iterator[Descriptor]:
+    """A descriptor to change; it is written at the end, wherever it lies."""
+    link = open_link(Place(datastore.store, name))
+    try:
+        yield link.descriptor
+        write_descriptor(link)
+    finally:
+        close_links([link])
