@@ -122,6 +122,12 @@ def retrieve_internal_content(stub: Any) -> Any:
     return stub.InvokeMethod(vim.ServiceInstance("ServiceInstance", stub), method, [])
 
 
+def content_type() -> Any:
+    """The type of the internal content, for whoever answers :func:`retrieve_internal_content`."""
+    register()
+    return VmomiSupport.GetWsdlType(NAMESPACE, "InternalServiceInstanceContent")
+
+
 def NfcService(moid: str, stub: Any) -> Any:  # noqa: N802 - it stands for the class of this name
     """The managed object of that id: ``NfcGetVmFiles(vm)`` and the other calls on it."""
     register()

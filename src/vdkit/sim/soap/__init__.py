@@ -1,0 +1,1 @@
+"""The SOAP side of the simulated host, on pyVmomi's own codec."""

@@ -1,0 +1,264 @@
+"""A machine's configuration as the API shows it: devices, files, options; now or at a snapshot."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pyVmomi import vim
+
+from vdkit.sim.datastore import split_path
+from vdkit.sim.snapshot import CONTROLLER_KEY, CONTROLLER_UNIT, DiskState, MachineConfig
+
+if TYPE_CHECKING:
+    from vdkit.sim.inventory import Inventory
+    from vdkit.sim.machine import Machine
+
+PCI_KEY = 100
+NETWORK_CARD_KEY = 4000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Device = vim.vm.device
+
+
+def config_info(inventory: Inventory, machine: Machine) -> Any:
+    """``vm.config``"""
+    states = [disk.state() for disk in list(machine.disks.values())]
+    return _config(inventory, machine, machine.config, states)
+
+
+def frozen_config(
+    inventory: Inventory, machine: Machine, config: MachineConfig, disks: list[DiskState]
+) -> Any:
+    """``snapshot.config``: with the change ids of the moment of the snapshot."""
+    return _config(inventory, machine, config, disks)
+
+
+def _config(inventory: Inventory, machine: Machine, config: MachineConfig, disks: list[DiskState]) -> Any:
+    tracked = config.change_tracking
+    return vim.vm.ConfigInfo(
+        changeVersion=change_version(config, disks),
+        modified=_EPOCH,
+        name=config.name,
+        guestFullName="Other Linux (64-bit)",
+        guestId=config.guest_id,
+        alternateGuestName="",
+        version=config.version,
+        uuid=config.bios_uuid,
+        instanceUuid=config.instance_uuid,
+        template=False,
+        annotation=config.annotation,
+        files=vim.vm.FileInfo(
+            vmPathName=machine.vmx_path,
+            snapshotDirectory=f"{machine.datastore.path(machine.folder)}/",
+            suspendDirectory=f"{machine.datastore.path(machine.folder)}/",
+            logDirectory=f"{machine.datastore.path(machine.folder)}/",
+        ),
+        flags=vim.vm.FlagInfo(diskUuidEnabled=False, enableLogging=True),
+        hardware=vim.vm.VirtualHardware(
+            numCPU=config.cpus,
+            numCoresPerSocket=1,
+            memoryMB=config.memory_mib,
+            device=devices(inventory, disks),
+        ),
+        extraConfig=_extra_config(disks) if tracked else [],
+        changeTrackingEnabled=tracked,
+        firmware=config.firmware,
+    )
+
+
+def change_version(config: MachineConfig, disks: Iterable[DiskState]) -> str:
+    """Differs whenever the configuration does; change ids and file names of links are no configuration."""
+    text = repr((config, [(d.key, d.unit, d.capacity, d.uuid) for d in disks]))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _extra_config(disks: list[DiskState]) -> list[Any]:
+    keys = ["ctkEnabled", *(f"scsi0:{disk.unit}.ctkEnabled" for disk in disks)]
+    return [vim.option.OptionValue(key=key, value="TRUE") for key in keys]
+
+
+def devices(inventory: Inventory, disks: list[DiskState]) -> list[Any]:
+    """The controllers, the network card, and the disks in order of their keys."""
+    pci = Device.VirtualPCIController(
+        key=PCI_KEY,
+        deviceInfo=_described("PCI controller 0", "PCI controller 0"),
+        busNumber=0,
+        device=[CONTROLLER_KEY, NETWORK_CARD_KEY],
+    )
+    scsi = Device.ParaVirtualSCSIController(
+        key=CONTROLLER_KEY,
+        deviceInfo=_described("SCSI controller 0", "VMware paravirtual SCSI"),
+        controllerKey=PCI_KEY,
+        unitNumber=3,
+        busNumber=0,
+        device=[disk.key for disk in disks],
+        hotAddRemove=True,
+        sharedBus="noSharing",
+        scsiCtlrUnitNumber=CONTROLLER_UNIT,
+    )
+    network = inventory.network
+    card = Device.VirtualVmxnet3(
+        key=NETWORK_CARD_KEY,
+        deviceInfo=_described("Network adapter 1", network.name),
+        backing=Device.VirtualEthernetCard.NetworkBackingInfo(
+            deviceName=network.name, network=vim.Network(network.moref)
+        ),
+        controllerKey=PCI_KEY,
+        unitNumber=7,
+        addressType="generated",
+        macAddress="00:0c:29:00:00:01",
+    )
+    return [pci, scsi, card, *(_disk(inventory, state) for state in sorted(disks, key=lambda d: d.key))]
+
+
+def _described(label: str, summary: str) -> Any:
+    return vim.Description(label=label, summary=summary)
+
+
+def _disk(inventory: Inventory, state: DiskState) -> Any:
+    return Device.VirtualDisk(
+        key=state.key,
+        deviceInfo=_described(state.label, f"{state.capacity // 1024:,} KB"),
+        backing=_backing(inventory, state),
+        controllerKey=state.controller_key,
+        unitNumber=state.unit,
+        capacityInKB=state.capacity // 1024,
+        capacityInBytes=state.capacity,
+    )
+
+
+def _backing(inventory: Inventory, state: DiskState) -> Any:
+    """The chain of backings, the running link outermost. Only that one has a change id."""
+    nearest = None
+    for file in reversed(state.parents):
+        nearest = _link(inventory, state, file, nearest)
+    backing = _link(inventory, state, state.file, nearest)
+    backing.contentId = state.content_id
+    backing.changeId = state.change_id
+    return backing
+
+
+def _link(inventory: Inventory, state: DiskState, file: str, parent: Any) -> Any:
+    backing = Device.VirtualDisk.FlatVer2BackingInfo(
+        fileName=file,
+        datastore=vim.Datastore(inventory.datastore(split_path(file)[0]).moref),
+        diskMode=state.mode,
+        split=False,
+        writeThrough=False,
+        thinProvisioned=state.thin,
+        uuid=state.uuid,
+        digestEnabled=False,
+        sharing="sharingNone",
+        parent=parent,
+    )
+    if parent is not None:
+        backing.deltaDiskFormat = "redoLogFormat"
+    return backing
+
+
+def runtime_info(inventory: Inventory, machine: Machine) -> Any:
+    """``vm.runtime``"""
+    return vim.vm.RuntimeInfo(
+        host=vim.HostSystem(inventory.host.moref),
+        connectionState="connected",
+        powerState=machine.power_state,
+        faultToleranceState="notConfigured",
+        recordReplayState="inactive",
+        toolsInstallerMounted=False,
+        numMksConnections=0,
+        onlineStandby=False,
+        consolidationNeeded=machine.consolidation_needed,
+    )
+
+
+def summary(inventory: Inventory, machine: Machine, ref: Any) -> Any:
+    """``vm.summary``"""
+    config = machine.config
+    committed, unshared = _space(machine)
+    return vim.vm.Summary(
+        vm=ref,
+        runtime=runtime_info(inventory, machine),
+        guest=vim.vm.Summary.GuestSummary(
+            guestId=config.guest_id,
+            toolsStatus="toolsNotInstalled",
+            toolsRunningStatus="guestToolsNotRunning",
+        ),
+        config=vim.vm.Summary.ConfigSummary(
+            name=config.name,
+            template=False,
+            vmPathName=machine.vmx_path,
+            memorySizeMB=config.memory_mib,
+            numCpu=config.cpus,
+            numEthernetCards=1,
+            numVirtualDisks=len(machine.disks),
+            uuid=config.bios_uuid,
+            instanceUuid=config.instance_uuid,
+            guestId=config.guest_id,
+            guestFullName="Other Linux (64-bit)",
+            annotation=config.annotation,
+            hwVersion=config.version,
+        ),
+        storage=vim.vm.Summary.StorageSummary(
+            committed=committed, uncommitted=0, unshared=unshared, timestamp=inventory.clock.now()
+        ),
+        quickStats=vim.vm.Summary.QuickStats(),
+        overallStatus="green",
+    )
+
+
+def _space(machine: Machine) -> tuple[int, int]:
+    """Bytes that the machine's files have, and those shared with nobody: the same here."""
+    total = sum(size for _, size in _sizes(machine))
+    return total, total
+
+
+def _sizes(machine: Machine) -> list[tuple[str, int]]:
+    found = []
+    for path in machine.files():
+        name, rest = split_path(path)
+        datastore = machine.home.datastore(name)
+        if datastore.exists(rest):
+            with datastore.store.open(rest) as device:
+                found.append((path, device.capacity))
+    return found
+
+
+def layout_ex(inventory: Inventory, machine: Machine) -> Any:
+    """``vm.layoutEx``: every file with its size, and the files of each disk's chain, base first."""
+    files = []
+    keys: dict[str, int] = {}
+    for number, (path, size) in enumerate(_sizes(machine)):
+        keys[path] = number
+        files.append(
+            vim.vm.FileLayoutEx.FileInfo(
+                key=number, name=path, type=_file_type(path), size=size, uniqueSize=size, accessible=True
+            )
+        )
+    states = [disk.state() for disk in list(machine.disks.values())]
+    layout = [vim.vm.FileLayoutEx.DiskLayout(key=state.key, chain=_chain(state, keys)) for state in states]
+    return vim.vm.FileLayoutEx(file=files, disk=layout, timestamp=inventory.clock.now())
+
+
+def _chain(state: DiskState, keys: dict[str, int]) -> list[Any]:
+    units = []
+    for path in (*reversed(state.parents), state.file):
+        stem = path.removesuffix(".vmdk")
+        wanted = (path, f"{stem}-flat.vmdk", f"{stem}-delta.vmdk")
+        units.append(vim.vm.FileLayoutEx.DiskUnit(fileKey=[keys[one] for one in wanted if one in keys]))
+    return units
+
+
+def _file_type(path: str) -> str:
+    if path.endswith(("-flat.vmdk", "-delta.vmdk", "-sesparse.vmdk")):
+        return "diskExtent"
+    suffix = path.rpartition(".")[2]
+    kinds = {
+        "vmdk": "diskDescriptor",
+        "vmx": "config",
+        "vmsd": "snapshotList",
+        "log": "log",
+        "nvram": "nvram",
+    }
+    return kinds.get(suffix, "extendedConfig")
