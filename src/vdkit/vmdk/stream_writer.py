@@ -56,7 +56,9 @@ class Part(NamedTuple):
 
 
 class StreamWriter:
-    """A :class:`~vdkit.block.sequential.SequentialWriter`: makes ``name`` in ``store``, never replaces a file.
+    """A :class:`~vdkit.block.sequential.SequentialWriter` that makes ``name`` in ``store``.
+
+    It never replaces a file.
 
     ``codec`` and ``level``: see :func:`~vdkit.vmdk.codec.compressor`. With ``parent_cid`` and
     ``parent_hint`` the disk is a delta: what is not written is the parent's, and zeroes are stored.
