@@ -14,7 +14,7 @@ from vdkit.errors import VixError
 from vdkit.sim.soap import paths, updates
 from vdkit.sim.soap.faults import as_fault, invalid_argument, not_authenticated
 from vdkit.sim.soap.objects import Call, Managed, call, prop
-from vdkit.sim.soap.select import Find, Selection, validate, wanted_paths
+from vdkit.sim.soap.selection import Find, Selection, validate, wanted_paths
 
 if TYPE_CHECKING:
     from vdkit.sim.soap.sessions import Session
