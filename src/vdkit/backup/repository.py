@@ -6,6 +6,7 @@ Reading needs no lock: nothing that is visible ever changes. ``docs/reference/re
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from vdkit.errors import (
 FORMAT = "vdkit-backup-repository"
 VERSION = 1
 _MAX_MARK = 4096
+_ID_BYTES = 8
+_ID = re.compile(r"[0-9a-f]{16}")
 #: Characters of a point's id that must be given to find it.
 _MIN_PREFIX = 4
 
@@ -78,13 +81,21 @@ class Link:
 class Repository:
     """See the module."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, repository_id: str) -> None:
+        """Not for callers: see :meth:`create` and :meth:`open`."""
         self._store = store
+        self._id = repository_id
 
     @classmethod
     def create(cls, store: Store) -> Repository:
         """Mark ``store`` as a repository. Raises AlreadyExists if it is one."""
-        mark = {"format": FORMAT, "version": VERSION, "created": format_time(datetime.now(UTC))}
+        new_id = secrets.token_hex(_ID_BYTES)
+        mark = {
+            "format": FORMAT,
+            "version": VERSION,
+            "id": new_id,
+            "created": format_time(datetime.now(UTC)),
+        }
         partial = f"{names.FORMAT_FILE}.{secrets.token_hex(8)}{names.PARTIAL}"
         try:
             write_object(store, partial, json.dumps(mark, indent=1).encode() + b"\n")
@@ -97,7 +108,7 @@ class Repository:
         for name in store.list():
             if name.startswith(f"{names.FORMAT_FILE}.") and name.endswith(names.PARTIAL):
                 store.remove(name)  # a killed run's
-        return cls(store)
+        return cls(store, new_id)
 
     @classmethod
     def open(cls, store: Store) -> Repository:
@@ -122,7 +133,12 @@ class Repository:
                 f"{where}: the repository has version {version}, this program knows {VERSION}",
                 remedy="use a newer vdkit",
             )
-        return cls(store)
+        return cls(store, fields.matching("id", lambda v: _ID.fullmatch(v) is not None, "a repository's id"))
+
+    @property
+    def id(self) -> str:
+        """Random, made with the repository: tells whose a snapshot is that a killed run left behind."""
+        return self._id
 
     @property
     def name(self) -> str:
