@@ -45,6 +45,10 @@ _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
 
 
+#: A buffer of this size stays in the second-level cache between being read and being written.
+_IO_BATCH = 1 << 18
+
+
 class FileDevice(BaseWritableDevice):
     """An open file or block device; made by :class:`FolderStore` or :func:`open_file`."""
 
@@ -65,6 +69,10 @@ class FileDevice(BaseWritableDevice):
         self._is_file = is_file
         self._folder = folder
         self._folder_lock = threading.Lock()
+
+    @property
+    def io_batch(self) -> int:
+        return _IO_BATCH
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         self._read_vectors(offset, [view])
