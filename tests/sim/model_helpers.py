@@ -25,8 +25,8 @@ def new_inventory(folder: Path, *, personality: str = "esx") -> Inventory:
 
 
 def new_machine(inventory: Inventory, name: str = "vm", *sizes: int, thin: bool = True) -> Machine:
-    """A machine that is off, with disks of these sizes in MiB (one of 16 by default)."""
-    disks = [DiskSpec(size * MIB, thin=thin) for size in sizes or (16,)]
+    """A machine that is off, with disks of these sizes in MiB (one of 4 by default)."""
+    disks = [DiskSpec(size * MIB, thin=thin) for size in sizes or (4,)]
     return inventory.create_machine(name, "ds", disks)
 
 
@@ -42,7 +42,7 @@ class Shadow:
         self.device.write_from(offset, data)
         self.content[offset : offset + len(data)] = data
 
-    def scribble(self, count: int, *, longest: int = 100_000) -> None:
+    def scribble(self, count: int, *, longest: int = 60_000) -> None:
         """Random writes of random lengths, whole sectors."""
         for _ in range(count):
             length = 512 * self.random.randint(1, max(1, longest // 512))

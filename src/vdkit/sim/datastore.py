@@ -15,6 +15,8 @@ from vdkit.sim.locks import LockTable
 _PATH = re.compile(r"^\[(?P<datastore>[^\[\]]{1,80})\] ?(?P<path>[^\x00]*)$")
 #: Longest datastore path that is looked at, in characters.
 MAX_PATH_LENGTH = 2048
+#: Largest small file, in bytes.
+MAX_TEXT = 1 << 20
 #: What a store without a folder (memory) claims to have, in bytes.
 DEFAULT_CAPACITY = 1 << 44
 
@@ -82,11 +84,13 @@ class Datastore:
     def write_text(self, name: str, data: bytes) -> None:
         """A small file, replaced as a whole: a crash leaves the old or the new one."""
         fresh = f"{name}~"
-        self.discard(fresh)
+        if self.exists(name) and self.read_text(name, MAX_TEXT) == data:
+            return
+        if self.exists(fresh):  # left by a run that was killed
+            self.discard(fresh)
         with self.store.create(fresh, len(data)) as device:
             if data:
                 device.write_from(0, data)
-            device.flush()
         self.store.rename(fresh, name, replace=True)
 
     def discard(self, name: str) -> None:

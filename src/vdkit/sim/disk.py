@@ -123,10 +123,7 @@ class SimDisk:
     def close_leaf(self) -> None:
         running, self._running = self._running, None
         if running is not None:
-            try:
-                running.flush()
-            finally:
-                running.close()
+            running.close()
 
     def fork(self, name: str) -> None:
         """Freeze the leaf under a new delta ``name``, inside a stun; nothing has changed if it fails."""

@@ -179,7 +179,6 @@ def merge(datastore: Datastore, child: str, parent: str) -> int:
             ):
                 if held:
                     copy(source, target, ranges=held)
-                target.flush()
         finally:
             # Writing gave the parent a new id; until it is adopted, the child must go on fitting.
             if descriptor_of(datastore, parent).cid != before:
