@@ -218,7 +218,7 @@ def _from_network(error: BaseException, where: str, what: str) -> VixError:
     match error:
         case ssl.SSLCertVerificationError():
             return TrustError(
-                f"{prefix}: the certificate is not trusted: {error.verify_message}",
+                f"{prefix}: the certificate is not trusted: {_reason(error)}",
                 remedy="give the CA file that signed it, or the thumbprint shown by 'vdkit fingerprint'",
             )
         case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
@@ -227,7 +227,7 @@ def _from_network(error: BaseException, where: str, what: str) -> VixError:
             return DeadlineExceeded(f"{prefix}: no answer in the time allowed", remedy=firewall)
         case ssl.SSLError():
             return ProtocolError(
-                f"{prefix}: TLS failed: {error.reason or error}", remedy="is this an HTTPS port?"
+                f"{prefix}: TLS failed: {_reason(error)}", remedy="is this an HTTPS port?"
             )
         case ConnectionRefusedError():
             return ConnectionRefused(f"{prefix}: connection refused", remedy=firewall)
@@ -247,6 +247,11 @@ def _from_network(error: BaseException, where: str, what: str) -> VixError:
             return ConnectFailed(f"{prefix}: {error.strerror or _one_line(error)}", remedy=firewall)
         case _:
             return ControlError(f"{prefix}: {_one_line(error)}")
+
+
+def _reason(error: ssl.SSLError) -> str:
+    # Python sets these attributes only on errors that come from OpenSSL.
+    return getattr(error, "verify_message", None) or getattr(error, "reason", None) or _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:

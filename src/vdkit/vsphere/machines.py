@@ -195,7 +195,7 @@ def _devices(new: NewMachine) -> Iterator[Any]:
 
 def _place(session: Session, datastore: str) -> _Place:
     """The folder and the pool for a machine on that datastore."""
-    kinds = {
+    kinds: dict[Any, tuple[str, ...]] = {
         vim.Datastore: ("name",),
         vim.Datacenter: ("name", "vmFolder", "datastore"),
         vim.ComputeResource: ("name", "resourcePool", "datastore"),

@@ -5,7 +5,7 @@ Source: the vSphere Web Services API reference (PropertyCollector, ContainerView
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ class Row:
         return default if value is None else value
 
 
-def of_all(session: Session, kinds: dict[Any, Sequence[str]], what: str) -> list[Row]:
+def of_all(session: Session, kinds: Mapping[Any, Sequence[str]], what: str) -> list[Row]:
     """Properties of all the objects of the given managed types in the inventory."""
 
     def collect() -> list[Row]:
@@ -66,7 +66,7 @@ def of_one(session: Session, kind: Any, moref: str, paths: Sequence[str], what: 
     return rows[0]
 
 
-def _pages(collector: Any, kinds: dict[Any, Sequence[str]], start: list[Any], where: str) -> Iterator[Row]:
+def _pages(collector: Any, kinds: Mapping[Any, Sequence[str]], start: list[Any], where: str) -> Iterator[Row]:
     query = vmodl.query.PropertyCollector
     spec = query.FilterSpec(
         objectSet=start,

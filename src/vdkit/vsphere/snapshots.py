@@ -36,8 +36,8 @@ BUSY_LONGEST: Final = 30.0
 #: Seconds a quiesced snapshot may take before the caller is told.
 CREATE_DEADLINE: Final = 1800.0
 
-_TAG = re.compile(r"(?:^|\s)vdkit:([0-9A-Za-z][0-9A-Za-z._-]{0,63})(?=\s|$)")
-_RUN = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
+_TAG = re.compile(r"(?:^|\s)vdkit:([0-9A-Za-z][0-9A-Za-z._-]{0,127})(?=\s|$)")
+_RUN = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Taken:
 def tag(run: str) -> str:
     """What the description of a snapshot of that run holds."""
     if not _RUN.fullmatch(run):
-        raise UsageError(f"run id {run!r}: 1 to 64 letters, digits, dots, dashes and underscores are allowed")
+        raise UsageError(f"run id {run!r}: 1 to 128 letters, digits and . _ - are allowed")
     return f"vdkit:{run}"
 
 

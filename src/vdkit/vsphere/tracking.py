@@ -108,7 +108,7 @@ class _Disk(Enum):
 
 
 class ChangeQuery:
-    """The changes of a machine's disks up to one snapshot, see the module. Not for several threads at once."""
+    """The changes of a machine's disks up to one snapshot; see the module. Use it from one thread."""
 
     def __init__(self, session: Session, vm: VirtualMachine, snapshot: str) -> None:
         """``snapshot`` is the id of the snapshot whose data will be read. No call is made yet."""
@@ -232,11 +232,11 @@ class ChangeQuery:
     def _pages(self, disk: VirtualDisk, since: str) -> Iterator[tuple[int, int]]:
         offset = 0
         for _ in range(MAX_PAGES):
+            self._require(_State.SAVED)
             # Never asked at the capacity itself: hosts answer that with a fault.
             if offset >= disk.capacity:
                 self._progress[disk.key] = _Disk.COMPLETE
                 return
-            self._require(_State.SAVED)
             page = self._ask(disk, since, offset)
             yield from self._areas(disk, page, offset)
             offset += page.length

@@ -1,0 +1,191 @@
+"""What can be done with a disk in local files: describe it, map it, convert it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypedDict
+
+from vdkit.block.copy import CopyProgress, CopyResult, copy
+from vdkit.block.device import BlockDevice
+from vdkit.block.extent import ExtentKind
+from vdkit.block.local import FolderStore
+from vdkit.block.workers import CancelToken
+from vdkit.disklib.opening import open_local
+from vdkit.errors import AlreadyExists, UsageError, VixError
+from vdkit.vmdk import Codec, Disk, DiskType, StreamWriter, create_disk, delete_disk
+
+RAW: Final = "raw"
+#: VMDKs are whole sectors; a raw image that is not is padded with zeroes.
+SECTOR: Final = 512
+
+
+class MapEntry(TypedDict):
+    """One run, in the words of ``qemu-img map``; bytes. ``depth`` is 0: the links are seen as one disk."""
+
+    start: int
+    length: int
+    depth: int
+    present: bool
+    zero: bool
+    data: bool
+
+
+def allocation_map(
+    path: str | Path, *, source_format: str | None = None, allow_paths: Sequence[str] = ()
+) -> list[MapEntry]:
+    """The runs of a disk, ascending, covering all of it."""
+    with open_local(path, source_format=source_format, allow_paths=allow_paths) as disk:
+        return [
+            MapEntry(
+                start=extent.offset,
+                length=extent.length,
+                depth=0,
+                present=True,
+                zero=extent.kind is ExtentKind.ZERO,
+                data=extent.kind is ExtentKind.DATA,
+            )
+            for extent in disk.extents()
+        ]
+
+
+def describe(
+    path: str | Path, *, source_format: str | None = None, allow_paths: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The facts of a disk as data that JSON can hold; sizes in bytes. Facts that are unknown are left out."""
+    with open_local(path, source_format=source_format, allow_paths=allow_paths) as disk:
+        allocated = sum(e.length for e in disk.extents() if e.kind is ExtentKind.DATA)
+        if not isinstance(disk, Disk):
+            return {
+                "path": str(path),
+                "format": RAW,
+                "capacity": disk.capacity,
+                "allocated": allocated,
+                "sector_size": disk.sector_size,
+            }
+        info = disk.info
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "format": "vmdk",
+        "type": info.create_type,
+        "capacity": info.capacity,
+        "allocated": allocated,
+        "sector_size": info.sector_size,
+        "thin": info.thin,
+        "adapter": info.adapter,
+        "geometry": _joined(info.geometry),
+        "bios_geometry": _joined(info.bios_geometry),
+        "cid": f"{info.cid:08x}",
+        "parent_cid": None if info.parent_cid is None else f"{info.parent_cid:08x}",
+        "parent": info.parent,
+        "uuid": info.uuid,
+        "long_content_id": info.long_content_id,
+        "hardware_version": info.hardware_version,
+        "encoding": info.encoding,
+        "change_tracking": info.change_tracking,
+        "unclean": info.unclean,
+        "links": [f"{link.name} ({link.create_type}, CID {link.cid:08x})" for link in info.links],
+        "files": list(info.files),
+        "notes": list(info.notes),
+    }
+    return {key: value for key, value in facts.items() if value is not None and value != []}
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str | DiskType,
+    source_format: str | None = None,
+    adapter: str = "lsilogic",
+    fast: bool = False,
+    allow_paths: Sequence[str] = (),
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    cancel: CancelToken | None = None,
+) -> CopyResult:
+    """Copy a disk, all its links as one, to a new disk of another type. See :func:`save`."""
+    with open_local(source, source_format=source_format, allow_paths=allow_paths) as disk:
+        return save(
+            disk,
+            target,
+            to=to,
+            adapter=adapter,
+            fast=fast,
+            workers=workers,
+            progress=progress,
+            cancel=cancel,
+        )
+
+
+def save(
+    disk: BlockDevice,
+    target: str | Path,
+    *,
+    to: str | DiskType,
+    adapter: str = "lsilogic",
+    fast: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    cancel: CancelToken | None = None,
+) -> CopyResult:
+    """Copy an open device to a new disk in a local file.
+
+    ``to`` is a :class:`DiskType`, its value, or ``raw``. ``fast`` makes a streamOptimized disk quicker and
+    a little larger. ``progress`` gets the bytes done and the bytes in all. Nothing is replaced, and whatever
+    ends it early, an interruption too, leaves no partial disk. Raises AlreadyExists, and what opening,
+    reading and writing raise.
+    """
+    kind = to if isinstance(to, DiskType) else None if to.casefold() == RAW else DiskType.named(to)
+    if kind is DiskType.VMFS_SPARSE:
+        raise UsageError(f"{target}: a vmfsSparse disk is a delta and cannot hold a whole disk")
+    place = Path(target)
+    store = FolderStore(place.parent)
+    if store.exists(place.name):
+        raise AlreadyExists(f"{place}: it exists already", remedy="choose another name or remove it first")
+
+    def tell(state: CopyProgress) -> None:
+        if progress is not None:
+            progress(state.done, state.total)
+
+    if kind is DiskType.STREAM_OPTIMIZED:
+        codec = Codec.FAST if fast else Codec.DENSE
+        with StreamWriter(store, place.name, _whole_sectors(disk), codec=codec, adapter=adapter) as writer:
+            result = copy(disk, writer, workers=workers, progress=tell, cancel=cancel, target_is_zero=True)
+            writer.finish()
+            return result
+    with _undone_on_failure(store, place.name, raw=kind is None):
+        if kind is None:
+            made: Any = store.create(place.name, disk.capacity)
+        else:
+            made = create_disk(store, place.name, _whole_sectors(disk), disk_type=kind, adapter=adapter)
+        with made:
+            result = copy(disk, made, workers=workers, progress=tell, cancel=cancel, target_is_zero=True)
+            made.flush()
+            return result
+
+
+def _whole_sectors(disk: BlockDevice) -> int:
+    return -(-disk.capacity // SECTOR) * SECTOR
+
+
+@contextmanager
+def _undone_on_failure(store: FolderStore, name: str, *, raw: bool) -> Iterator[None]:
+    """Remove the new disk with its files if the block fails; files that were there before are left alone."""
+    try:
+        yield
+    except AlreadyExists:
+        raise
+    except BaseException:
+        with suppress(VixError):
+            if raw:
+                store.remove(name)
+            else:
+                delete_disk(store, name)
+        raise
+
+
+def _joined(geometry: tuple[int, ...] | None) -> str | None:
+    """``cylinders/heads/sectors``"""
+    return None if geometry is None else "/".join(str(number) for number in geometry)

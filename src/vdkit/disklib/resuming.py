@@ -1,0 +1,185 @@
+"""A disk that comes back: what fails for a passing reason is done again on a freshly opened disk.
+
+A lost connection, an expired ticket or a host short of memory costs one batch, not the run. Only errors that
+say they are retryable are tried again, a bounded number of times in a row, with growing pauses.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Final, TypeVar
+
+from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
+from vdkit.block.extent import Extent
+from vdkit.block.workers import CancelToken
+from vdkit.errors import Closed, ProtocolError, VixError
+
+T = TypeVar("T")
+
+#: Failures in a row, without a success between, before the error is the caller's.
+DEFAULT_ATTEMPTS: Final = 6
+#: Seconds before the second attempt, and the longest pause.
+FIRST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 30.0
+#: Bytes of the allocation map that are asked for at once.
+MAP_WINDOW: Final = 64 << 30
+
+Opener = Callable[[], BlockDevice | WritableDevice]
+
+
+class ResumingDisk(BaseWritableDevice):
+    """See the module.
+
+    ``opener`` opens the disk, with a new ticket each time it is called; the first call is made here.
+    ``sleep`` waits, ``jitter`` gives a number from 0 to 1, ``notify`` hears of each failure that is tried
+    again and of the seconds until then. A write that the disk had accepted before the failure is not
+    repeated: compare after a restore.
+    """
+
+    def __init__(
+        self,
+        opener: Opener,
+        *,
+        attempts: int = DEFAULT_ATTEMPTS,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+        cancel: CancelToken | None = None,
+        notify: Callable[[VixError, float], None] | None = None,
+    ) -> None:
+        self._opener = opener
+        self._attempts = attempts
+        self._sleep, self._jitter, self._cancel, self._notify = sleep, jitter, cancel, notify
+        self._lock = threading.Lock()
+        self._device: BlockDevice | WritableDevice | None = None
+        self._generation = 0
+        self._shape: tuple[int, int, int, bool] | None = None
+        first = self._retrying(lambda device: device, opening=True)
+        super().__init__(
+            name=first.name,
+            capacity=first.capacity,
+            sector_size=first.sector_size,
+            alignment=first.alignment,
+            writable=first.writable,
+        )
+        self._batch = first.io_batch
+
+    @property
+    def io_batch(self) -> int:
+        return self._batch
+
+    @property
+    def reopened(self) -> int:
+        """How often the disk has been opened again."""
+        return self._generation - 1
+
+    # -- the device's half -----------------------------------------------------------------------
+
+    def _read_into(self, offset: int, view: memoryview) -> None:
+        self._retrying(lambda device: device.read_into(offset, view))
+
+    def _read_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        self._retrying(lambda device: device.read_many(pieces))
+
+    def _write_from(self, offset: int, view: memoryview) -> None:
+        self._retrying(lambda device: _writable(device).write_from(offset, view))
+
+    def _write_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        self._retrying(lambda device: _writable(device).write_many(pieces))
+
+    def _write_zeroes(self, offset: int, length: int) -> None:
+        self._retrying(lambda device: _writable(device).write_zeroes(offset, length))
+
+    def _flush(self) -> None:
+        self._retrying(lambda device: _writable(device).flush())
+
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        end = offset + length
+        while offset < end:
+            step = min(MAP_WINDOW, end - offset)
+            yield from self._window(offset, step)
+            offset += step
+
+    def _window(self, offset: int, length: int) -> list[Extent]:
+        """A whole window at once: half a window that fails is asked again, not patched together."""
+        return self._retrying(lambda device: list(device.extents(offset, length)))
+
+    def _close(self) -> None:
+        with self._lock:
+            device, self._device = self._device, None
+        if device is not None:
+            device.close()
+
+    # -- trying again ----------------------------------------------------------------------------
+
+    def _retrying(self, act: Callable[[BlockDevice | WritableDevice], T], *, opening: bool = False) -> T:
+        failures = 0
+        while True:
+            generation = -1
+            try:
+                device, generation = self._current()
+                return act(device)
+            except Closed:
+                # Another thread met a failure and closed the disk under us: go on with the new one.
+                if opening or generation == self._generation:
+                    raise
+            except VixError as error:
+                failures += 1
+                if not error.retryable:
+                    raise
+                self._drop(generation)
+                if failures >= self._attempts or (not opening and self.closed):
+                    raise
+                self._pause(error, failures)
+
+    def _current(self) -> tuple[BlockDevice | WritableDevice, int]:
+        """The open disk and its number; opened here if there is none."""
+        with self._lock:
+            if self._device is None:
+                device = self._opener()
+                try:
+                    self._same_shape(device)
+                except BaseException:
+                    device.close()
+                    raise
+                self._device = device
+                self._generation += 1
+            return self._device, self._generation
+
+    def _same_shape(self, device: BlockDevice | WritableDevice) -> None:
+        shape = (device.capacity, device.sector_size, device.alignment, device.writable)
+        if self._shape is None:
+            self._shape = shape
+        elif shape != self._shape:
+            size = self._shape[0]
+            raise ProtocolError(
+                f"{device.name}: opened again it is another disk: {shape[0]} bytes instead of {size}"
+            )
+
+    def _drop(self, generation: int) -> None:
+        """Let go of the disk of that number, unless another thread has."""
+        with self._lock:
+            if generation != self._generation or self._device is None:
+                return
+            broken, self._device = self._device, None
+        # It waits for calls of other threads; over a broken connection they fail too.
+        with suppress(VixError):
+            broken.close()
+
+    def _pause(self, error: VixError, failures: int) -> None:
+        seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * (0.5 + self._jitter() / 2)
+        if self._notify is not None:
+            self._notify(error, seconds)
+        if self._cancel is not None:
+            self._cancel.check()
+        self._sleep(seconds)
+        if self._cancel is not None:
+            self._cancel.check()
+
+
+def _writable(device: BlockDevice | WritableDevice) -> WritableDevice:
+    assert isinstance(device, WritableDevice)
+    return device
