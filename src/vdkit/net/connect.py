@@ -39,8 +39,8 @@ def connect(
     """A connected TCP socket. ``host`` is a name or an IPv4 or IPv6 literal, with or without brackets.
 
     All addresses of a name are tried in the resolver's order, by ``deadline`` (or within ``timeout``
-    seconds). The time that the system's resolver takes is bounded by its own settings. The socket is left with the
-    allowed seconds as its timeout.
+    seconds). The time that the system's resolver takes is bounded by its own settings. The socket is left
+    with the allowed seconds as its timeout.
     """
     where = host_port(host, port)
     deadline = deadline or Deadline.after(timeout)

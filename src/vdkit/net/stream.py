@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-from vdkit.errors import ConnectionLost, DeadlineExceeded, ProtocolError, TransportError
+from vdkit.errors import ConnectionLost, DeadlineExceeded, ProtocolError
 from vdkit.net.deadline import Deadline
 
 Readable = bytes | bytearray | memoryview
@@ -198,10 +198,3 @@ class SocketStream(Stream):
     def local_address(self) -> str:
         """The address at this end."""
         return str(self._sock.getsockname()[0])
-
-
-def in_phase(error: TransportError, phase: str) -> TransportError:
-    """The same error, its message saying during what it happened."""
-    same = type(error)(f"{error.message}, {phase}", remedy=error.remedy)
-    same.__cause__ = error.__cause__ or error
-    return same

@@ -163,15 +163,16 @@ class TlsStream(Stream):
     def send(
         self, parts: Sequence[Readable], deadline: Deadline, blocked: WhileBlocked | None = None
     ) -> None:
-        """Each part begins a TLS record of its own."""
+        """Each part begins a TLS record of its own: some peers read one message per record."""
         with self._send_lock:
             for part in parts:
                 view = memoryview(part)
                 for start in range(0, len(view), _SLICE):
                     with self._lock:
                         self._encrypt(view[start : start + _SLICE])
-                        sealed = self._outgoing.read()
-                    self._raw.send((sealed,), deadline, blocked)
+                    if self._outgoing.pending >= _SLICE:
+                        self._flush(deadline, blocked)
+            self._flush(deadline, blocked)
 
     def _encrypt(self, view: memoryview) -> None:
         try:
@@ -180,9 +181,11 @@ class TlsStream(Stream):
         except ssl.SSLError as error:
             raise self._broken(error, "TLS broke") from error
 
-    def _flush(self, deadline: Deadline) -> None:
-        if self._outgoing.pending:
-            self._raw.send((self._outgoing.read(),), deadline)
+    def _flush(self, deadline: Deadline, blocked: WhileBlocked | None = None) -> None:
+        with self._lock:
+            sealed = self._outgoing.read()
+        if sealed:
+            self._raw.send((sealed,), deadline, blocked)
 
     def _send_alert(self) -> None:
         with contextlib.suppress(TransportError):

@@ -1,0 +1,153 @@
+"""Reads and writes of one connection of the data port."""
+
+from __future__ import annotations
+
+from vdkit.block.device import BlockDevice, WritableDevice
+from vdkit.errors import ProtocolError, VixError
+from vdkit.net.deadline import Deadline
+from vdkit.net.stream import Stream
+from vdkit.sim.nfc_faults import NfcFaults
+from vdkit.sim.nfc_outlet import Outlet
+from vdkit.sim.nfc_spoil import Chunk, spoiled
+from vdkit.sim.ports import CODE_DENIED, CODE_DISK
+from vdkit.wire.nfc import codecs, records
+from vdkit.wire.nfc.assembly import Assembly, fragments
+from vdkit.wire.nfc.limits import DEFAULT_HELLO_BUFFER, MAX_SERVED_REQUEST, bounded
+from vdkit.wire.nfc.records import IO_HEAD, Direction, Io
+
+#: Seconds that the data of a write may take once its head has come.
+DATA_TIMEOUT = 600.0
+#: Writes of which some fragments have come and others have not.
+MAX_OPEN_WRITES = 64
+
+
+class IoError(Exception):
+    """An IO request is answered with an ERROR record."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+class Reads:
+    """Answers reads in chunks of the size that HELLO agreed on."""
+
+    def __init__(self, outlet: Outlet, faults: NfcFaults) -> None:
+        self._outlet = outlet
+        self._faults = faults
+        self._healthy = faults == NfcFaults()
+        self._buffer = memoryview(bytearray())
+        self.chunk_size = DEFAULT_HELLO_BUFFER
+
+    def serve(self, device: BlockDevice, sequence: int, request: Io) -> None:
+        if self._faults.read_error is not None:
+            raise IoError(*self._faults.read_error)
+        if request.total > MAX_SERVED_REQUEST or request.start or not request.total:
+            raise IoError(CODE_DISK, f"NfcAioReadFile: a read of {request.total} bytes")
+        if request.offset + request.total > device.capacity:
+            raise IoError(CODE_DISK, "NfcAioReadFile: the range is outside the disk")
+        size = self._faults.chunk_size or self.chunk_size
+        if len(self._buffer) < IO_HEAD + size:
+            self._buffer = memoryview(bytearray(IO_HEAD + size))
+        parts = list(fragments(request.total, size))
+        if self._faults.chunks_reversed:
+            parts.reverse()
+        for start, length in parts:
+            self._chunk(device, sequence, request, start, length)
+
+    def _chunk(self, device: BlockDevice, sequence: int, request: Io, start: int, length: int) -> None:
+        view = self._buffer[IO_HEAD : IO_HEAD + length]
+        try:
+            device.read_into(request.offset + start, view)
+            code, data = codecs.encode(request.compression, view)
+        except VixError as error:
+            raise IoError(CODE_DISK, f"NfcAioReadFile failed: {error}") from error
+        head = Io(0, Direction.READ, code, request.offset, request.total, start, length, len(data))
+        if not self._healthy:
+            self._faulty(Chunk(sequence, head, data), request.compression)
+        elif code == codecs.Compression.NONE:
+            # Head and data in one buffer: one system call, one TLS write, no copy.
+            records.pack_io_into(self._buffer, sequence, head)
+            self._outlet.send((self._buffer[: IO_HEAD + length],))
+        else:
+            self._outlet.send((records.encode_io(sequence, head), data))
+
+    def _faulty(self, chunk: Chunk, asked: int) -> None:
+        for record, data in spoiled(chunk, asked, self._faults):
+            if self._faults.chunk_cut:
+                self._outlet.send((record, data[: len(data) // 2]))
+                self._outlet.cut()
+            self._outlet.send((record, data))
+
+
+class Writes:
+    """Takes the fragments of writes; the reply goes out when the last one has been written."""
+
+    def __init__(self, stream: Stream, outlet: Outlet, faults: NfcFaults) -> None:
+        self._stream = stream
+        self._outlet = outlet
+        self._faults = faults
+        self._buffer = memoryview(bytearray())
+        self._plain = memoryview(bytearray())
+        #: None: refused already, the rest of its fragments is dropped.
+        self._open: dict[int, Assembly | None] = {}
+        self.fragment_size = DEFAULT_HELLO_BUFFER
+
+    def take(self, device: BlockDevice | None, sequence: int, fragment: Io) -> None:
+        """``device`` None: nothing is open under the handle; the data is read all the same."""
+        size = bounded(fragment.wire, self.fragment_size, "a fragment")
+        bounded(fragment.length, self.fragment_size, "a fragment")
+        if len(self._buffer) < self.fragment_size:
+            self._buffer = memoryview(bytearray(self.fragment_size))
+            self._plain = memoryview(bytearray(self.fragment_size))
+        wire = self._buffer[:size]
+        self._stream.recv_exact(wire, Deadline.after(DATA_TIMEOUT))
+        assembly = self._assembly(sequence, fragment)
+        if assembly is None:
+            self._forget(sequence, fragment)
+            return
+        assembly.check(fragment)
+        try:
+            self._write(device, fragment, wire)
+        except IoError:
+            self._open[sequence] = None
+            self._forget(sequence, fragment)
+            raise
+        assembly.note(fragment.start, fragment.length)
+        if assembly.complete:
+            del self._open[sequence]
+            total = self._faults.write_reply_total
+            self._reply(sequence, fragment.total if total is None else total)
+
+    def _assembly(self, sequence: int, fragment: Io) -> Assembly | None:
+        if sequence not in self._open:
+            if len(self._open) >= MAX_OPEN_WRITES:
+                raise ProtocolError(f"{self._stream.peer}: more than {MAX_OPEN_WRITES} unfinished writes")
+            bounded(fragment.total, MAX_SERVED_REQUEST, "a write")
+            self._open[sequence] = Assembly(Direction.WRITE, fragment.offset, fragment.total)
+        return self._open[sequence]
+
+    def _forget(self, sequence: int, fragment: Io) -> None:
+        """Clients send fragments in order, so a refused write is over with its last one."""
+        if fragment.start + fragment.length >= fragment.total:
+            self._open.pop(sequence, None)
+
+    def _write(self, device: BlockDevice | None, fragment: Io, wire: memoryview) -> None:
+        if self._faults.write_error is not None:
+            raise IoError(*self._faults.write_error)
+        if device is None:
+            raise IoError(CODE_DISK, "NfcAioWriteFile: no file is open under this handle")
+        if not device.writable or not isinstance(device, WritableDevice):
+            raise IoError(CODE_DENIED, "NfcAioWriteFile: the file is open for reading only")
+        data = wire
+        if fragment.compression != codecs.Compression.NONE:
+            data = self._plain[: fragment.length]
+            codecs.decode_into(fragment.compression, wire, data)
+        try:
+            device.write_from(fragment.offset + fragment.start, data)
+        except VixError as error:
+            raise IoError(CODE_DISK, f"NfcAioWriteFile failed: {error}") from error
+
+    def _reply(self, sequence: int, total: int) -> None:
+        self._outlet.send((records.encode_io(sequence, Io(0, Direction.WRITE, 0, 0, total, 0, total, 0)),))

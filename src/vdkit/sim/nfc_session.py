@@ -1,0 +1,309 @@
+"""A disk session of the data port: records in, records out (NFC specification, sections 8 to 12 and 16)."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import Self
+
+from vdkit.block.device import BlockDevice, WritableDevice
+from vdkit.block.extent import ExtentKind
+from vdkit.errors import ProtocolError, TransportError, VixError
+from vdkit.net.deadline import Deadline
+from vdkit.net.stream import Stream
+from vdkit.net.tls import TlsStream
+from vdkit.sim.nfc_faults import NfcFaults
+from vdkit.sim.nfc_io import IoError, Reads, Writes
+from vdkit.sim.nfc_outlet import Outlet
+from vdkit.sim.ports import CODE_DISK, CODE_NO_MEMORY, DiskDatabase, Grant, Refusal
+from vdkit.wire.nfc import records
+from vdkit.wire.nfc.limits import (
+    MAX_ERROR_TEXT,
+    MAX_HELLO_BUFFER,
+    MAX_HELLO_TOTAL,
+    MAX_MAP_CHUNKS,
+    MAX_PAYLOAD,
+)
+from vdkit.wire.nfc.records import Direction, Header, Io, MapRequest, Opcode, OpenReply
+
+_log = logging.getLogger(__name__)
+#: Seconds without a request after which hosts were seen to expire a session.
+IDLE_TIMEOUT = 1800.0
+#: Seconds that the rest of a record may take.
+RECORD_TIMEOUT = 60.0
+#: Disks open at once in one session.
+MAX_OPEN = 16
+#: Handles of hosts look like this: 32 bits, sign-extended.
+_FIRST_HANDLE = 0xFFFFFFFF80002A1F
+#: Seconds in which requests that come together are collected (fault: newest first).
+_COLLECT = 0.2
+#: Socket buffers that ESXi 8 answers SOCKOPTS with.
+_SOCKET_BUFFER = 1675000
+_HEADS, _SECTORS = 255, 63
+
+
+class DiskSession:
+    """Serves one client until END, or until the connection breaks. Closes its disks."""
+
+    def __init__(self, stream: Stream, outlet: Outlet, grant: Grant, faults: NfcFaults) -> None:
+        self._stream = stream
+        self._outlet = outlet
+        self._grant = grant
+        self._faults = faults
+        self._disks: dict[int, tuple[str, BlockDevice]] = {}
+        self._next_handle = _FIRST_HANDLE
+        self._reads = Reads(outlet, faults)
+        self._writes = Writes(stream, outlet, faults)
+        self._waiting: list[tuple[int, Io]] = []
+        self._head = memoryview(bytearray(records.HEADER_SIZE))
+        self._payload = memoryview(bytearray(MAX_PAYLOAD))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._disks:
+            _, (path, device) = self._disks.popitem()
+            try:
+                device.close()
+            except VixError as failure:
+                _log.warning("%s: closing failed: %s", path, failure)
+
+    def run(self) -> None:
+        while self._serve_one():
+            pass
+        if isinstance(self._stream, TlsStream):
+            self._stream.close_notify(Deadline.after(1))
+
+    def _serve_one(self) -> bool:
+        """Take one record; False after END."""
+        if self._waiting and not self._more_comes():
+            self._answer_newest_first()
+        self._stream.recv_exact(self._head, Deadline.after(IDLE_TIMEOUT))
+        header = records.parse_header(self._head)
+        payload = self._payload[: header.length]
+        if header.length:
+            self._stream.recv_exact(payload, Deadline.after(RECORD_TIMEOUT))
+        match header.opcode:
+            case Opcode.IO:
+                self._io(header, payload)
+            case Opcode.HELLO:
+                self._hello(header, payload)
+            case Opcode.SOCKOPTS:
+                self._sockopts(header, payload)
+            case Opcode.RESPOOL:
+                self._echo_zero(header)
+            case Opcode.OPEN:
+                self._open(header, payload)
+            case Opcode.CLOSE:
+                self._close(header, payload)
+            case Opcode.DDB_GET:
+                self._ddb_get(header, payload)
+            case Opcode.MAP:
+                self._map(header, payload)
+            case Opcode.END:
+                self._echo_zero(header)
+                return False
+            case _:
+                # What follows an unknown record cannot be told: the connection ends here.
+                raise ProtocolError(f"{self._stream.peer}: a record of the unknown opcode {header.opcode}")
+        return True
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def _send(self, record: bytes) -> None:
+        self._outlet.send((record,))
+
+    def _error(self, sequence: int, code: int, text: str) -> None:
+        record = bytearray(records.encode_error(sequence, code, text))
+        if self._faults.error_text_too_long:
+            record[28:32] = (MAX_ERROR_TEXT + 1).to_bytes(4, "little")
+        self._send(bytes(record))
+
+    def _echo_zero(self, header: Header) -> None:
+        """The same opcode, sequence and payload length, all zero."""
+        self._send(records.record(header.opcode, header.sequence, bytes(header.length)))
+
+    def _trailer(self, length: int) -> bytes:
+        data = bytearray(length)
+        self._stream.recv_exact(memoryview(data), Deadline.after(RECORD_TIMEOUT))
+        return bytes(data)
+
+    def _disk(self, handle: int) -> BlockDevice:
+        found = self._disks.get(handle)
+        if found is None:
+            raise IoError(CODE_DISK, "NfcAio: no file is open under this handle")
+        return found[1]
+
+    # -- session ---------------------------------------------------------------------------------
+
+    def _hello(self, header: Header, payload: memoryview) -> None:
+        hello = records.decode_hello(payload)
+        size = hello.effective_size
+        too_much = size > MAX_HELLO_BUFFER or size * max(1, hello.buffer_count) > MAX_HELLO_TOTAL
+        if too_much or (self._faults.hello_refused and hello.buffer_size):
+            self._error(header.sequence, CODE_NO_MEMORY, f"Failed to allocate the requested {size} bytes")
+            if self._faults.hello_twin:
+                self._echo_zero(header)
+            return
+        self._reads.chunk_size = size
+        self._writes.fragment_size = size
+        self._echo_zero(header)
+
+    def _sockopts(self, header: Header, payload: memoryview) -> None:
+        asked = records.decode_sockopts(payload)
+        self._send(
+            records.encode_sockopts(
+                header.sequence,
+                asked.send_buffer or _SOCKET_BUFFER,
+                asked.receive_buffer or _SOCKET_BUFFER,
+                1,
+            )
+        )
+
+    def _open(self, header: Header, payload: memoryview) -> None:
+        request = records.decode_open(payload)
+        try:
+            path = self._trailer(request.path_length).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ProtocolError(f"{self._stream.peer}: a path is not UTF-8") from error
+        try:
+            device = self._granted(path, writable=request.writable)
+        except Refusal as refusal:
+            self._error(header.sequence, refusal.code, refusal.text)
+            if not self._faults.open_without_twin:
+                # Hosts send both; the zeroes of the second mean nothing.
+                self._send(records.record(Opcode.OPEN, header.sequence, bytes(records.OPEN_SIZE)))
+            return
+        handle = self._next_handle
+        self._next_handle = (handle + 1) & 0xFFFFFFFFFFFFFFFF
+        self._disks[handle] = (path, device)
+        faults = self._faults
+        capacity = device.capacity if faults.open_capacity is None else faults.open_capacity
+        sector = (
+            faults.open_sector_size if faults.open_sector_size is not None else max(512, device.sector_size)
+        )
+        cylinders = min(capacity // (sector * _HEADS * _SECTORS), 0xFFFFFFFF) if sector else 0
+        reply = OpenReply(
+            faults.open_status,
+            handle,
+            faults.open_file_type,
+            request.flags,
+            capacity,
+            sector,
+            cylinders,
+            _HEADS,
+            _SECTORS,
+        )
+        self._send(records.encode_open_reply(header.sequence, reply))
+
+    def _granted(self, path: str, *, writable: bool) -> BlockDevice:
+        if self._faults.open_error is not None:
+            raise Refusal(*self._faults.open_error)
+        if len(self._disks) >= MAX_OPEN:
+            raise Refusal(CODE_NO_MEMORY, "Failed to allocate the requested file handle")
+        try:
+            return self._grant.open(path, writable=writable)
+        except VixError as error:
+            raise Refusal(CODE_DISK, f"NfcAioOpenFile: '{path}': {error}") from error
+
+    def _close(self, header: Header, payload: memoryview) -> None:
+        handle = records.decode_close(payload)
+        found = self._disks.pop(handle, None)
+        if found is None:
+            self._error(header.sequence, CODE_DISK, "NfcAioCloseFile: no file is open under this handle")
+            return
+        path, device = found
+        try:
+            try:
+                if device.writable and isinstance(device, WritableDevice):
+                    device.flush()
+            finally:
+                device.close()
+        except VixError as error:
+            _log.warning("%s: closing failed: %s", path, error)
+            self._error(header.sequence, CODE_DISK, f"NfcAioCloseFile: '{path}': {error}")
+            return
+        self._echo_zero(header)
+
+    # -- reads and writes ------------------------------------------------------------------------
+
+    def _io(self, header: Header, payload: memoryview) -> None:
+        request = records.decode_io(payload)
+        if request.direction == Direction.READ and self._faults.newest_first:
+            self._waiting.append((header.sequence, request))
+            return
+        try:
+            match request.direction:
+                case Direction.READ:
+                    self._reads.serve(self._disk(request.handle), header.sequence, request)
+                case Direction.WRITE:
+                    _, device = self._disks.get(request.handle, ("", None))
+                    self._writes.take(device, header.sequence, request)
+                case _:
+                    raise ProtocolError(
+                        f"{self._stream.peer}: an IO record has the unknown direction {request.direction}"
+                    )
+        except IoError as error:
+            self._error(header.sequence, error.code, error.text)
+
+    def _more_comes(self) -> bool:
+        return self._stream.wait(Deadline.after(_COLLECT), readable=True, writable=False)
+
+    def _answer_newest_first(self) -> None:
+        while self._waiting:
+            sequence, request = self._waiting.pop()
+            self._reads.serve(self._disk(request.handle), sequence, request)
+
+    # -- optional records ------------------------------------------------------------------------
+
+    def _ddb_get(self, header: Header, payload: memoryview) -> None:
+        request = records.decode_ddb_get(payload)
+        key = self._trailer(request.key_length).decode("ascii", "replace")
+        found = self._disks.get(request.handle)
+        if found is None:
+            self._error(header.sequence, CODE_DISK, "NfcAioDdbGet: no file is open under this handle")
+            return
+        value = None
+        if isinstance(self._grant, DiskDatabase):
+            try:
+                value = self._grant.disk_database(found[0]).get(key)
+            except Refusal as refusal:
+                self._error(header.sequence, refusal.code, refusal.text)
+                return
+        self._send(records.encode_ddb_reply(header.sequence, value))
+
+    def _map(self, header: Header, payload: memoryview) -> None:
+        request = records.decode_map(payload)
+        try:
+            if self._faults.map_refused:
+                raise IoError(CODE_DISK, "NfcAio: not supported")
+            bitmap = _bitmap(self._disk(request.handle), request)
+        except IoError as error:
+            self._error(header.sequence, error.code, error.text)
+            return
+        count = request.chunks // 2 if self._faults.map_short else request.chunks
+        self._send(records.encode_map_reply(header.sequence, count, bitmap[: records.bitmap_size(count)]))
+
+
+def _bitmap(device: BlockDevice, request: MapRequest) -> bytes:
+    _, chunk, offset, count = request
+    if chunk == 0 or chunk % 512 or offset % chunk or not 0 < count <= MAX_MAP_CHUNKS:
+        raise IoError(CODE_DISK, "NfcAio: start and length must be multiples of the chunk size")
+    if offset + count * chunk > device.capacity:
+        raise IoError(CODE_DISK, "NfcAio: the range is outside the disk")
+    marks = bytearray(b"0" * count)
+    try:
+        for run in device.extents(offset, count * chunk):
+            if run.kind is not ExtentKind.ZERO:
+                first = (run.offset - offset) // chunk
+                last = -(-(run.end - offset) // chunk)
+                marks[first:last] = b"1" * (last - first)
+    except TransportError:
+        raise
+    except VixError as error:
+        raise IoError(CODE_DISK, f"NfcAio: no allocation map: {error}") from error
+    # Base 2 with the last chunk first makes chunk 0 the lowest bit.
+    return int(marks[::-1], 2).to_bytes(records.bitmap_size(count), "little")

@@ -1,0 +1,55 @@
+"""Where an NFC disk is, and how hard to pull."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vdkit.net.connect import host_port
+from vdkit.net.secret import Secret
+
+Mode = Literal["nbd", "nbdssl"]
+CompressionName = Literal["none", "zlib", "skipz"]
+
+#: Bytes of one read or write on the wire. Small enough that many are in flight in :data:`MAX_IN_FLIGHT`.
+DEFAULT_REQUEST_SIZE = 256 << 10
+#: Requests in flight on one connection.
+DEFAULT_WINDOW = 64
+#: Bytes asked for and not yet come, per disk. A host has about 48 MiB for all its NFC sessions.
+MAX_IN_FLIGHT = 16 << 20
+#: Buffers that HELLO asks for. VMware's own client is used with 4 of up to 2 MiB.
+HELLO_BUFFERS = 4
+#: Bytes that one ``read_many`` should carry.
+IO_BATCH = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds without progress after which a wait is given up. VMware's recommended values by default."""
+
+    connect: float = 10.0
+    request: float = 180.0
+    read: float = 60.0
+    write: float = 600.0
+    close: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class NfcTarget:
+    """A disk and the ticket that opens it, once.
+
+    ``service``, ``thumbprint`` (SHA-1) and ``certificate`` (PEM) are those of the ticket; one of the two pins
+    is needed. ``path``: a datastore path such as ``[ds] vm/vm.vmdk``.
+    """
+
+    host: str
+    port: int
+    ticket: Secret = field(repr=False)
+    service: str
+    thumbprint: str | None
+    certificate: str | None
+    path: str
+
+    @property
+    def where(self) -> str:
+        return host_port(self.host, self.port)
