@@ -341,3 +341,19 @@ def test_memory_store_corners() -> None:
     with pytest.raises(NotFound):
         store.rename("z/b/c", "no/c")
     assert "ram" in repr(store)
+
+
+def test_chain_reads_while_grains_are_given_back() -> None:
+    size = 64 * 4096
+    chain = Chain([MemoryLink(size, grain=4096), MemoryLink(size, grain=4096)])
+
+    def work(number: int) -> None:
+        for i in range(300):
+            grain = (i * 7) % 64 * 4096
+            if number == 0:
+                chain.write_from(grain, b"x" * 4096)
+                chain.write_zeroes(grain, 4096)
+            else:
+                assert read(chain, grain, 4096) in (b"x" * 4096, bytes(4096))
+
+    in_threads(work, 3)

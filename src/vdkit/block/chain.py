@@ -17,6 +17,7 @@ from vdkit.block.cursor import ExtentCursor
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent, ExtentKind
 from vdkit.block.forward import close_all
+from vdkit.block.gate import Gate
 from vdkit.errors import ChainError, ReadOnly, UsageError
 
 #: Links of one chain. VMware allows 32 snapshots; linked clones come on top.
@@ -63,6 +64,8 @@ class Chain(BaseWritableDevice):
         self._unit: int = getattr(leaf, "write_unit", 1)
         # Completing a grain is read, then write: no other write of that grain may come between.
         self._write_lock = threading.Lock()
+        # A grain given back must not vanish between somebody's look at the map and the read that follows.
+        self._grains = Gate()
 
     @property
     def links(self) -> tuple[BlockDevice, ...]:
@@ -102,6 +105,19 @@ class Chain(BaseWritableDevice):
         self._read_many([(offset, view)])
 
     def _read_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        if self._writable:
+            with self._grains.shared():
+                self._gather(pieces)
+        else:
+            self._gather(pieces)
+
+    def _gather(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        if len(pieces) == 1:  # small reads of what the leaf holds are the most frequent of all
+            offset, view = pieces[0]
+            first = next(self._leaf.extents(offset, len(view)))
+            if first.kind is ExtentKind.DATA and first.length == len(view):
+                self._leaf.read_into(offset, view)
+                return
         wanted: dict[int, list[tuple[int, memoryview]]] = {}
         for offset, view in pieces:
             for run in self._runs(offset, len(view)):
@@ -178,7 +194,8 @@ class Chain(BaseWritableDevice):
     def _write_zeroes(self, offset: int, length: int) -> None:
         leaf = self._writable_leaf()
         if len(self._links) == 1:
-            leaf.write_zeroes(offset, length)
+            with self._grains.alone():
+                leaf.write_zeroes(offset, length)
             return
         with self._write_lock:
             # What is below decides: over its zeroes the leaf may give its grains back, over its data a
@@ -190,7 +207,8 @@ class Chain(BaseWritableDevice):
                     if run.kind is ExtentKind.DATA:
                         self._write_zero_bytes(leaf, extent.offset, extent.length)
                     elif extent.kind is ExtentKind.DATA:
-                        leaf.write_zeroes(extent.offset, extent.length)
+                        with self._grains.alone():
+                            leaf.write_zeroes(extent.offset, extent.length)
 
     def _write_zero_bytes(self, leaf: WritableDevice, offset: int, length: int) -> None:
         end = offset + length

@@ -10,11 +10,11 @@ import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent
 from vdkit.block.forward import Forwarding, close_all
+from vdkit.block.gate import Gate
 from vdkit.block.memory import MemoryDevice
 from vdkit.errors import NotSupported, OutOfRange, UsageError
 from vdkit.errors import ReadOnly as ReadOnlyError
@@ -257,40 +257,6 @@ class Overlay(BaseWritableDevice):
         close_all((self._top, self._base))
 
 
-class _SharedOrAlone:
-    """Many at once, or one alone."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._sharing = 0
-        self._alone = False
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._alone)
-            self._sharing += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._sharing -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._alone)
-            self._alone = True
-            self._changed.wait_for(lambda: self._sharing == 0)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._alone = False
-                self._changed.notify_all()
-
-
 class Unaligned(Forwarding):
     """Byte access to a device that wants whole sectors; a part of a sector is read, changed and written."""
 
@@ -298,7 +264,7 @@ class Unaligned(Forwarding):
         super().__init__(device, alignment=1)
         self._unit = device.alignment
         # Between reading a sector and writing it back nobody else may write.
-        self._writers = _SharedOrAlone()
+        self._writers = Gate()
 
     def _fits(self, offset: int, length: int) -> bool:
         end = offset + length
