@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import gotools
 import pytest
 from pyVim.connect import Disconnect, SmartConnect
+
+import gotools
 
 
 @pytest.mark.witness("go")
