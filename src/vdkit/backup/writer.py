@@ -189,7 +189,7 @@ class PointWriter:
             mark.flush()
         self.store.rename(_mark(self.id), names.manifest_file(self.id))
         self._ended = True
-        self._lock.release()
+        self._release()
         return Point(self._folder, manifest, digest)
 
     def _parent(self) -> ParentRecord | None:
@@ -217,7 +217,14 @@ class PointWriter:
                 f"{self.store.name}: point {self.id} was given up, the next run will tidy up: {error}"
             )
         finally:
+            self._release()
+
+    def _release(self) -> None:
+        """A lock that cannot be let go must hide neither a finished point nor the error before it."""
+        try:
             self._lock.release()
+        except VixError as error:
+            self._notice(f"{self.store.name}: the lock could not be released: {error}")
 
     def __enter__(self) -> Self:
         return self
