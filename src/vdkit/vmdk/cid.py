@@ -6,8 +6,8 @@ descriptors written by VMware, qemu and Xen Orchestra, which do not all write ei
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 
 from vdkit.errors import FormatError
 
@@ -33,15 +33,15 @@ def format_cid(cid: int) -> str:
 
 def new_cid() -> int:
     """Random; neither of the reserved values, nor 0, which some readers take for 'none'."""
-    return 1 + secrets.randbelow(FRESH - 1)
+    return 1 + int.from_bytes(os.urandom(8), "little") % (FRESH - 1)
 
 
 def new_long_id(cid: int) -> str:
     """A random 128-bit ``longContentID`` whose low word is ``cid``, as VMware writes it."""
-    return secrets.token_hex(12) + format_cid(cid)
+    return os.urandom(12).hex() + format_cid(cid)
 
 
 def new_uuid() -> str:
     """A ``ddb.uuid`` in VMware's form: ``60 00 C2 9x`` and twelve more bytes, a dash after the eighth."""
-    data = bytes((0x60, 0x00, 0xC2, 0x90 | secrets.randbelow(16))) + secrets.token_bytes(12)
+    data = bytes((0x60, 0x00, 0xC2, 0x90 | os.urandom(1)[0] & 15)) + os.urandom(12)
     return f"{data[:8].hex(' ')}-{data[8:].hex(' ')}"

@@ -1,4 +1,8 @@
-"""Creating disks and children of disks. Nothing that exists is replaced; a failure leaves nothing behind."""
+"""Creating disks and children of disks. Nothing that exists is replaced; a failure leaves nothing behind.
+
+File names, create types and the first content id of a child: the same sources as in
+:mod:`~vdkit.vmdk.template`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A disk: the leaf and all its parents, opened, as one device."""
+"""A disk: the leaf and all its parents, opened, as one device.
+
+Source of facts on content ids: VMware's "Virtual Disk Format 5.0".
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ class Disk(BaseWritableDevice):
                 self._device = Chain([leaf], name=str(links[0].place))
         else:
             self._device = Chain([link.device for link in links], name=str(links[0].place))
+        self._out = self._device if isinstance(self._device, WritableDevice) else None
         super().__init__(
             name=str(links[0].place),
             capacity=leaf.capacity,
@@ -77,15 +81,15 @@ class Disk(BaseWritableDevice):
         self._target().write_zeroes(offset, length)
 
     def _flush(self) -> None:
-        if isinstance(self._device, WritableDevice):
-            self._device.flush()
+        if self._out is not None:
+            self._out.flush()
 
     def _close(self) -> None:
         self._device.close()
 
     def _target(self) -> WritableDevice:
-        device = self._device
-        if not isinstance(device, WritableDevice):
+        device = self._out
+        if device is None:
             raise ReadOnly(f"{self._name}: opened read-only")
         if not self._stamped:
             with self._stamp_lock:

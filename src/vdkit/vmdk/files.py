@@ -1,4 +1,7 @@
-"""The files that make up a disk: listing and deleting them."""
+"""The files that make up a disk: listing and deleting them.
+
+Source of facts: VMware's "Virtual Disk Format 5.0".
+"""
 
 from __future__ import annotations
 

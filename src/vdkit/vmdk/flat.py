@@ -28,6 +28,7 @@ class FlatExtent(BaseWritableDevice):
         writable = isinstance(file, WritableDevice) and file.writable
         super().__init__(name=file.name, capacity=capacity, writable=writable)
         self._file = file
+        self._out = file if isinstance(file, WritableDevice) else None
         self._start = start
         self._durable = durable
         self._written = False
@@ -44,10 +45,10 @@ class FlatExtent(BaseWritableDevice):
             yield Extent(extent.offset - self._start, extent.length, extent.kind)
 
     def _target(self) -> WritableDevice:
-        if not isinstance(self._file, WritableDevice):
+        if self._out is None:
             raise ReadOnly(f"{self._name}: opened read-only")
         self._written = True
-        return self._file
+        return self._out
 
     def _write_from(self, offset: int, view: memoryview) -> None:
         self._target().write_from(self._start + offset, view)
@@ -56,8 +57,8 @@ class FlatExtent(BaseWritableDevice):
         self._target().write_zeroes(self._start + offset, length)
 
     def _flush(self) -> None:
-        if isinstance(self._file, WritableDevice):
-            self._file.flush()
+        if self._out is not None:
+            self._out.flush()
 
     def _close(self) -> None:
         try:

@@ -4,6 +4,8 @@ What hosted sparse extents and COWD deltas have in common: reading through the t
 the file, and the order of writes that survives a crash. New grains are entered in the tables in memory
 only; a flush makes the data durable first and publishes the tables after it. So whatever subset of the
 writes between two flushes reaches the disk, a published entry never points to bytes that are not there.
+
+Source of facts: VMware's "Virtual Disk Format 5.0".
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent, ExtentKind
-from vdkit.errors import CorruptDisk, LimitExceeded, UsageError
+from vdkit.errors import CorruptDisk, LimitExceeded, ReadOnly, UsageError
 from vdkit.vmdk.kinds import SECTOR
 from vdkit.vmdk.tables import Tables, map_extents, runs
 
@@ -61,6 +63,8 @@ class GrainExtent(BaseWritableDevice):
             name=file.name, capacity=capacity, writable=isinstance(file, WritableDevice) and file.writable
         )
         self._file = file
+        # Asked once: telling whether an object keeps a protocol is slow.
+        self._out = file if isinstance(file, WritableDevice) else None
         self._tables = tables
         self._grain = grain
         self._step = grain // SECTOR
@@ -191,9 +195,9 @@ class GrainExtent(BaseWritableDevice):
 
     def _target(self) -> WritableDevice:
         """The file, marked as being written."""
-        file = self._file
-        if not isinstance(file, WritableDevice):
-            raise UsageError(f"{self._name}: opened read-only")
+        file = self._out
+        if file is None:
+            raise ReadOnly(f"{self._name}: opened read-only")
         if not self._begun:
             with self._begin_lock:
                 if not self._begun:

@@ -1,4 +1,8 @@
-"""What there is to say about an open disk, as plain data."""
+"""What there is to say about an open disk, as plain data.
+
+Source of facts: VMware's "Virtual Disk Format 5.0" (look-ups go from the leaf to the base) and the published
+VixDiskLib information structure.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 A descriptor is written by somebody else, and the names in it open files. So a name is a plain one in the
 folder of its descriptor (a parent may also be in a folder below it), unless the caller allows a folder by
 name.
+
+Source of facts: published vulnerabilities of programs that followed such names.
 """
 
 from __future__ import annotations

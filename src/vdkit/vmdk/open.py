@@ -1,4 +1,7 @@
-"""Opening a disk: the leaf, then every parent, each checked against its child."""
+"""Opening a disk: the leaf, then every parent, each checked against its child.
+
+Source of facts: VMware's "Virtual Disk Format 5.0" and VMware's knowledge base on mismatched content ids.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Text descriptors as files: written once, changed so that a crash leaves the old one or the new one."""
+"""Text descriptors as files: written once, changed so that a crash leaves the old one or the new one.
+
+Source of facts: VMware's "Virtual Disk Format 5.0".
+"""
 
 from __future__ import annotations
 
