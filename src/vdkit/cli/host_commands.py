@@ -1,0 +1,130 @@
+"""Commands that talk to a host: vms, fingerprint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vdkit.cli.options import (
+    CaFileOption,
+    ConfigOption,
+    HostFlags,
+    HostOption,
+    JsonOption,
+    PasswordFdOption,
+    PasswordFileOption,
+    ThumbprintOption,
+    UserOption,
+)
+from vdkit.cli.output import human_size, print_json, print_note, print_table, print_text
+from vdkit.cli.settings import DEFAULT_PORT, split_host_port
+
+if TYPE_CHECKING:
+    from vdkit.vsphere.model import VirtualMachine
+
+DATA_PORT = 902
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("vms")(vms)
+    app.command("fingerprint")(fingerprint)
+
+
+def vms(
+    host: HostOption = None,
+    user: UserOption = None,
+    password_file: PasswordFileOption = None,
+    password_fd: PasswordFdOption = None,
+    thumbprint: ThumbprintOption = None,
+    ca_file: CaFileOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the virtual machines of a host, their disks and whether changes are tracked.
+
+    Example: vdkit vms --host esxi.example.org --user root --password-file ~/.esxi
+    """
+    from vdkit.vsphere.inventory import list_machines
+
+    with HostFlags(host, user, password_file, password_fd, thumbprint, ca_file, config).login() as session:
+        machines = list_machines(session)
+    if as_json:
+        print_json({"machines": [_machine(vm) for vm in machines]})
+        return
+    rows = []
+    for vm in machines:
+        first = [vm.name, vm.moref, vm.power.value]
+        for disk in vm.disks:
+            rows.append(
+                [*first, str(disk.key), disk.file, human_size(disk.capacity), disk.tracking.tracking.value]
+            )
+            first = ["", "", ""]
+        if not vm.disks:
+            rows.append([*first, "-", "no disks", "", ""])
+    print_table(
+        ["name", "moref", "power", "disk", "file", "capacity", "tracking"], rows, right=frozenset({5})
+    )
+
+
+def fingerprint(
+    host: Annotated[str, typer.Argument(metavar="HOST[:PORT]", help="The ESXi host or vCenter.")],
+    data_port: Annotated[
+        int, typer.Option("--data-port", help="Port of the disk transport.", min=0)
+    ] = DATA_PORT,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the thumbprints of the certificates on a host's ports 443 and 902, to compare and then to pin.
+
+    Nothing secret is sent. Compare what it prints with the host's console before you trust it.
+
+    Example: vdkit fingerprint esxi.example.org
+    """
+    from vdkit.errors import TransportError
+    from vdkit.net.fingerprints import fingerprints
+
+    name, port = split_host_port(host, DEFAULT_PORT)
+    found: list[dict[str, Any]] = []
+    failures: list[TransportError] = []
+    for number, greeted in ((port, False), (data_port, True)):
+        try:
+            prints = fingerprints(name, number, greeting=greeted)
+        except TransportError as error:
+            # One port may well be closed to us while the other answers; both must fail for the command to.
+            failures.append(error)
+            print_note(f"warning: {error}")
+            continue
+        found.append({"port": number, "sha256": prints.sha256, "sha1": prints.sha1})
+    if not found:
+        raise failures[0]
+    if as_json:
+        print_json({"host": name, "certificates": found})
+        return
+    for entry in found:
+        print_text(f"{name}:{entry['port']} sha256 {entry['sha256']}")
+        print_text(f"{name}:{entry['port']} sha1   {entry['sha1']}")
+
+
+def _machine(vm: VirtualMachine) -> dict[str, Any]:
+    return {
+        "name": vm.name,
+        "moref": vm.moref,
+        "path": vm.path,
+        "power": vm.power.value,
+        "instance_uuid": vm.instance_uuid,
+        "change_tracking": vm.change_tracking,
+        "snapshots": [{"moref": s.moref, "name": s.name} for s in vm.all_snapshots()],
+        "disks": [
+            {
+                "key": disk.key,
+                "label": disk.label,
+                "file": disk.file,
+                "capacity": disk.capacity,
+                "backing": disk.backing.value,
+                "change_id": disk.change_id,
+                "tracking": disk.tracking.tracking.value,
+                "tracking_reason": disk.tracking.reason,
+            }
+            for disk in vm.disks
+        ],
+    }

@@ -1,0 +1,180 @@
+"""The simulated host: ``vdkit sim`` runs one, ``vdkit sim guest`` plays the guest of one of its machines."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vdkit.cli.options import (
+    CaFileOption,
+    ConfigOption,
+    HostFlags,
+    HostOption,
+    PasswordFdOption,
+    PasswordFileOption,
+    ThumbprintOption,
+    UserOption,
+)
+from vdkit.cli.output import print_note, print_text
+from vdkit.cli.passwords import ask_password, read_password_descriptor, read_password_file
+from vdkit.cli.settings import split_host_port
+from vdkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from vdkit.vsphere.model import VirtualMachine
+
+DEFAULT_LISTEN = "127.0.0.1:8989"
+
+
+def add_to(app: typer.Typer) -> None:
+    sim = typer.Typer(
+        help="Run a simulated ESXi or vCenter host that serves real disks.", rich_markup_mode=None
+    )
+    sim.callback(invoke_without_command=True)(run_host)
+    sim.command("guest")(guest)
+    app.add_typer(sim, name="sim")
+
+
+def run_host(
+    context: typer.Context,
+    datastore: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--datastore", help="Folder that becomes a datastore; each folder in it with a VMDK is a VM."
+        ),
+    ] = None,
+    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Port 0 takes a free one.")] = (
+        DEFAULT_LISTEN
+    ),
+    data_port: Annotated[
+        int, typer.Option("--data-port", help="Port for disk data; 0 takes a free one.")
+    ] = 0,
+    personality: Annotated[
+        Literal["esx", "vcenter"],
+        typer.Option("--personality", help="Answer as an ESXi host or as a vCenter."),
+    ] = "esx",
+    user: Annotated[str, typer.Option("--user", help="The account that may log in.")] = "root",
+    password_file: PasswordFileOption = None,
+    password_fd: PasswordFdOption = None,
+    power_on: Annotated[bool, typer.Option("--power-on", help="Start every machine.")] = False,
+) -> None:
+    """Run a simulated host until interrupted, and print the settings that clients need.
+
+    Without a password file a password is made and printed with the settings.
+
+    Example: vdkit sim --datastore ./ds --listen 127.0.0.1:8989
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if not datastore:
+        raise UsageError("sim: no datastore given", remedy="pass --datastore FOLDER")
+    from vdkit.sim.host import SimulatedHost
+
+    password = None
+    if password_fd is not None:
+        password = read_password_descriptor(password_fd).reveal()
+    elif password_file is not None:
+        password = read_password_file(password_file).reveal()
+    address, port = split_host_port(listen, 443, lowest_port=0)
+    host = SimulatedHost(
+        datastore,
+        personality=personality,
+        listen=address,
+        port=port,
+        nfc_port=data_port,
+        user=user,
+        password=password,
+    )
+    # Blocked before any thread starts, so that none of them takes the signal away from sigwait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    with host:
+        if power_on:
+            host.power_on_all()
+        for key, value in host.environment().items():
+            print_text(f"{key}={_quoted(value)}")
+        print_text(f"# thumbprint (sha256) {host.thumbprint_sha256}")
+        print_text("# ready; interrupt to stop")
+        sys.stdout.flush()
+        _wait_for_signal()
+    print_note("stopped")
+
+
+def guest(
+    machine: Annotated[
+        str, typer.Argument(metavar="VM", help="Name or moref of a machine of the simulated host.")
+    ],
+    script: Annotated[
+        Path | None,
+        typer.Option("--script", help="debugfs commands to run in the disk's ext2/3/4 file system."),
+    ] = None,
+    sha256: Annotated[
+        bool, typer.Option("--sha256", help="Print the SHA-256 of the disk's content now.")
+    ] = False,
+    disk: Annotated[int, typer.Option("--disk", help="Device key of the disk.")] = 2000,
+    host: HostOption = None,
+    user: UserOption = None,
+    password_file: PasswordFileOption = None,
+    password_fd: PasswordFdOption = None,
+    thumbprint: ThumbprintOption = None,
+    ca_file: CaFileOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Play the guest of a machine of a simulated host: change files on its disk, or hash the disk.
+
+    The writes go through the machine's running disk, so snapshots and change tracking see them.
+
+    Example: vdkit sim guest demo --script changes.debugfs
+    """
+    if (script is None) == (not sha256):
+        raise UsageError("sim guest: give either --script FILE or --sha256")
+    from vdkit.backup import content_sha256
+    from vdkit.sim.guest import GuestFileSystem
+    from vdkit.sim.guest_door import GuestDoor
+    from vdkit.vsphere.inventory import find_machine
+
+    flags = HostFlags(host, user, password_file, password_fd, thumbprint, ca_file, config)
+    settings = flags.resolve()
+    password = settings.password or ask_password(settings.user, settings.host)
+    with flags.login() as session:
+        vm: VirtualMachine = find_machine(session, machine)
+    with GuestDoor(
+        settings.host,
+        settings.port,
+        vm.moref,
+        disk,
+        user=settings.user,
+        password=password,
+        trust=settings.trust,
+    ) as device:
+        if sha256:
+            print_text(content_sha256(device))
+            return
+        assert script is not None
+        with GuestFileSystem(device) as files:
+            changed = files.run(_read_script(script))
+        print_text(f"{vm.name}: {changed} bytes of disk {disk} written by the guest")
+
+
+def _read_script(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"script {path}: cannot be read: {error}") from error
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _quoted(value: str) -> str:
+    """A value that a POSIX shell reads back as it is."""
+    import shlex
+
+    return shlex.quote(value)
+
+
+def _wait_for_signal() -> None:
+    """Return when an interrupt or a termination asks for it; SIGTERM is what service managers send."""
+    waited = {signal.SIGINT, signal.SIGTERM}
+    signal.sigwait(waited)

@@ -1,0 +1,282 @@
+"""Back up one virtual machine: snapshot, changed blocks, read, commit, remove the snapshot.
+
+The order loses nothing: change ids are taken from the snapshot whose data are read (never from the running
+machine), the changes are asked for before the snapshot goes, and the point is complete before it is removed.
+Whatever ends the run earlier leaves the repository as it was; a snapshot that could not be removed is found
+by the next run, because its description names the repository and the point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from vdkit.backup import (
+    Consistency,
+    Decision,
+    Level,
+    Method,
+    Phase,
+    Point,
+    PointWriter,
+    Repository,
+    ResetPolicy,
+    VmIdentity,
+    backup_disk,
+    begin_point,
+    choose_level,
+    previous_disk,
+)
+from vdkit.backup import Tracking as IdState
+from vdkit.block.copy import CopyProgress
+from vdkit.block.device import BlockDevice
+from vdkit.block.extent import RangeSet
+from vdkit.block.workers import CancelToken
+from vdkit.disklib.connection import open_remote
+from vdkit.errors import ChangeTrackingError, NotSupported, SnapshotFailed, TrackingOff, VixError
+from vdkit.jobs.hardware import facts_of
+from vdkit.jobs.observer import Observer, retry_told_to
+from vdkit.transports.nfc import CompressionName, Mode
+from vdkit.vsphere import inventory, snapshots, tracking
+from vdkit.vsphere.model import Tracking, VirtualDisk, VirtualMachine
+from vdkit.vsphere.session import Session
+
+
+@dataclass(frozen=True)
+class BackupResult:
+    """A complete point. ``skipped``: disks that no snapshot can hold; ``warnings``: what else to look at."""
+
+    point: Point
+    skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def backup_machine(
+    session: Session,
+    machine: str,
+    repository: Repository,
+    observer: Observer,
+    *,
+    level: Level = Level.AUTO,
+    on_reset: ResetPolicy = ResetPolicy.FAIL,
+    enable_tracking: bool = True,
+    quiesce: bool = False,
+    allow_crash_consistent: bool = False,
+    mode: Mode = "nbdssl",
+    compression: CompressionName = "none",
+    cancel: CancelToken | None = None,
+) -> BackupResult:
+    """Make a restore point of ``machine`` (a name, a path, a moref or a UUID).
+
+    ``enable_tracking`` switches change tracking on where it is off, so that the next run can be incremental.
+    ``quiesce`` brings the guest's file systems to rest; with ``allow_crash_consistent`` the run goes on when
+    they cannot be. Raises what the layers below raise: ObjectNotFound, RepositoryLocked, TrackingReset,
+    transport and store errors; then no point has been made, and the snapshot is gone or will be found by the
+    next run.
+    """
+    vm = inventory.find_machine(session, machine)
+    if vm.instance_uuid is None:
+        raise NotSupported(
+            f"{session.where}: {vm.name} ({vm.moref}) has no instance UUID to file its points under"
+        )
+    identity = VmIdentity(vm.name, vm.instance_uuid.lower())
+    with begin_point(repository, identity, notice=observer.note) as writer:
+        run = f"{repository.id}.{writer.id}"
+        _remove_leftovers(session, vm, repository, observer)
+        if enable_tracking:
+            vm = _enable_tracking(session, vm, run, observer)
+        reader = partial(
+            open_remote,
+            session,
+            vm,
+            mode=mode,
+            compression=compression,
+            retry=retry_told_to(observer),
+            cancel=cancel,
+        )
+        backup = _Run(session, vm, repository, writer, reader, observer, level, on_reset, cancel)
+        return backup.under_snapshot(run, quiesce=quiesce, allow_crash_consistent=allow_crash_consistent)
+
+
+class _Run:
+    """One backup, from the snapshot on."""
+
+    def __init__(
+        self,
+        session: Session,
+        vm: VirtualMachine,
+        repository: Repository,
+        writer: PointWriter,
+        reader: Callable[[str], BlockDevice],
+        observer: Observer,
+        level: Level,
+        on_reset: ResetPolicy,
+        cancel: CancelToken | None,
+    ) -> None:
+        self._session = session
+        self._vm = vm
+        self._repository = repository
+        self._writer = writer
+        self._reader = reader
+        self._observer = observer
+        self._level = level
+        self._on_reset = on_reset
+        self._cancel = cancel
+        self._warnings: list[str] = []
+
+    def under_snapshot(self, run: str, *, quiesce: bool, allow_crash_consistent: bool) -> BackupResult:
+        self._observer.step(f"snapshot of {self._vm.name}")
+        point: Point | None = None
+        skipped: tuple[str, ...] = ()
+        try:
+            with snapshots.temporary_snapshot(
+                self._session,
+                self._vm,
+                f"{snapshots.NAME_PREFIX} backup {self._writer.id}",
+                f"Made for a backup; removed when it ends. {snapshots.tag(run)}",
+                quiesce=quiesce,
+                allow_crash_consistent=allow_crash_consistent,
+            ) as taken:
+                if taken.fell_back:
+                    self._warn(f"the snapshot is only crash consistent: {taken.fell_back}")
+                skipped = self._read_disks(taken.moref)
+                point = self._writer.commit(
+                    hardware=facts_of(self._vm),
+                    consistency=Consistency.QUIESCED if taken.quiesced else Consistency.CRASH,
+                )
+                self._observer.step("removing the snapshot")
+        except SnapshotFailed as error:
+            # The point is complete and visible: a snapshot that stayed is a thing to look at, not a failure.
+            if point is None:
+                raise
+            self._warn(str(error))
+        return BackupResult(point, skipped, tuple(self._warnings))
+
+    def _read_disks(self, snapshot: str) -> tuple[str, ...]:
+        with tracking.ChangeQuery(self._session, self._vm, snapshot) as query:
+            disks = query.save_ids()
+            skipped = self._skipped(disks)
+            for key, disk in sorted(disks.items()):
+                if _in_snapshot(disk):
+                    self._back_up(query, key, disk)
+        return skipped
+
+    def _skipped(self, disks: Mapping[int, VirtualDisk]) -> tuple[str, ...]:
+        missing = [d for d in self._vm.disks if d.key not in disks or not _in_snapshot(disks[d.key])]
+        if len(missing) == len(self._vm.disks):
+            raise NotSupported(
+                f"{self._session.where}: {self._vm.name} has no disk that a snapshot can hold",
+                remedy="independent disks and physical raw device mappings cannot be backed up this way",
+            )
+        for disk in missing:
+            self._warn(
+                f"disk {disk.key} ({disk.label}) is not part of snapshots and is NOT backed up: {disk.mode}"
+            )
+        return tuple(f"{disk.key} ({disk.label})" for disk in missing)
+
+    def _back_up(self, query: tracking.ChangeQuery, key: int, disk: VirtualDisk) -> None:
+        decision, ranges = self._decide(query, key, disk)
+        what = f"disk {key} ({disk.label})"
+        self._observer.step(f"{what}: {decision.method.value}: {decision.reason}")
+        with self._reader(disk.file) as source:
+            record = backup_disk(
+                source,
+                self._writer,
+                key=key,
+                label=disk.label,
+                decision=decision,
+                ranges=ranges,
+                change_id=query.next_id(key),
+                progress=self._progress(what),
+                cancel=self._cancel,
+            )
+        self._observer.note(
+            f"{what}: {record.read} bytes read, {record.stored} stored, {record.seconds:.1f} s"
+        )
+
+    def _decide(
+        self, query: tracking.ChangeQuery, key: int, disk: VirtualDisk
+    ) -> tuple[Decision, RangeSet | None]:
+        """How to read a disk, and what of it. The changes are asked for only if they would be used."""
+        previous = previous_disk(self._repository, self._writer.previous, key)
+        what = f"{self._vm.name}, disk {key} ({disk.label})"
+
+        def choose(state: IdState) -> Decision:
+            return choose_level(
+                self._level,
+                previous,
+                capacity=disk.capacity,
+                tracking=state,
+                on_reset=self._on_reset,
+                what=what,
+            )
+
+        try:
+            decision = choose(IdState.USABLE)
+            if decision.method is not Method.CHANGES or previous is None or previous.disk.change_id is None:
+                query.full(key)
+                return decision, None
+            ranges = RangeSet(
+                query.changed_areas(key, previous.disk.change_id, since_capacity=previous.disk.capacity)
+            )
+        except ChangeTrackingError as error:
+            if self._on_reset is ResetPolicy.FAIL:
+                raise
+            decision = choose(IdState.OFF if isinstance(error, TrackingOff) else IdState.RESET)
+            self._warn(f"{what}: {error.message}")
+            query.full(key)
+            return decision, None
+        return decision, ranges
+
+    def _progress(self, what: str) -> Callable[[Phase, CopyProgress], None]:
+        def tell(phase: Phase, progress: CopyProgress) -> None:
+            self._observer.progress(f"{what} {phase.value}", progress.done, progress.total)
+
+        return tell
+
+    def _warn(self, text: str) -> None:
+        self._warnings.append(text)
+        self._observer.warning(text)
+
+
+def _in_snapshot(disk: VirtualDisk) -> bool:
+    return not disk.mode.startswith("independent")
+
+
+def _remove_leftovers(
+    session: Session, vm: VirtualMachine, repository: Repository, observer: Observer
+) -> None:
+    """Snapshots of earlier runs into this repository: its lock is held, so none of them is in use."""
+    with _explained(f"removing what an earlier run left on {vm.name}"):
+        for snapshot in reversed(snapshots.find_leftovers(session, vm)):
+            run = snapshots.run_of(snapshot) or ""
+            if run.startswith(f"{repository.id}."):
+                observer.note(f"removing snapshot {snapshot.name!r}, left by an earlier run")
+                snapshots.remove(session, vm, snapshot.moref)
+            else:
+                observer.warning(
+                    f"snapshot {snapshot.name!r} belongs to a backup into another repository: left alone"
+                )
+
+
+def _enable_tracking(session: Session, vm: VirtualMachine, run: str, observer: Observer) -> VirtualMachine:
+    waiting = [disk for disk in vm.disks if disk.tracking.tracking in (Tracking.OFF, Tracking.PENDING)]
+    if not waiting or not vm.change_tracking_supported:
+        if not vm.change_tracking_supported:
+            observer.warning(
+                f"{vm.name} cannot track changes (hardware version below 7): every backup reads all"
+            )
+        return vm
+    observer.note(f"switching change tracking on for {vm.name}, so that the next backup can be incremental")
+    return tracking.enable(session, vm, run=run)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except VixError as error:
+        error.add_note(f"while {what}")
+        raise

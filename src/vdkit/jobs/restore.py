@@ -1,0 +1,144 @@
+"""Restore a point: to a new machine on a host, or to a disk file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from vdkit.backup import Point, Repository, open_point, restore_disk
+from vdkit.block.compare import compare
+from vdkit.block.copy import CopyProgress
+from vdkit.block.device import BlockDevice
+from vdkit.block.workers import CancelToken
+from vdkit.disklib.connection import open_remote
+from vdkit.disklib.local import RAW, save
+from vdkit.disklib.opening import open_local
+from vdkit.errors import ControlError, UsageError, VerifyFailed, VixError
+from vdkit.jobs.hardware import datastore_of, machine_like
+from vdkit.jobs.observer import Observer, retry_told_to
+from vdkit.transports.nfc import CompressionName, Mode
+from vdkit.vsphere import machines
+from vdkit.vsphere.model import VirtualMachine
+from vdkit.vsphere.session import Session
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """The machine that was made, powered off, and how many bytes were written to its disks."""
+
+    machine: VirtualMachine
+    written: int
+
+
+def restore_machine(
+    session: Session,
+    repository: Repository,
+    point: Point,
+    name: str,
+    observer: Observer,
+    *,
+    datastore: str | None = None,
+    mode: Mode = "nbdssl",
+    compression: CompressionName = "none",
+    verify: bool = False,
+    cancel: CancelToken | None = None,
+) -> RestoreResult:
+    """Make the machine ``name`` with the disks of ``point``; it is left powered off.
+
+    ``datastore`` None means the one that the machine's first disk lay on. ``verify`` reads every disk back
+    and compares it with the point. When it fails, the half-made machine is deleted. Raises AlreadyExists,
+    PointInvalid, VerifyFailed, transport and control errors.
+    """
+    where = f"point {point.id}"
+    facts = point.manifest.hardware
+    target = datastore or datastore_of(facts)
+    if target is None:
+        raise UsageError(
+            f"{where}: it does not say on which datastore the machine was", remedy="pass --datastore"
+        )
+    records = sorted(point.manifest.disks, key=lambda disk: disk.key)
+    new = machine_like(facts, name, target, [disk.capacity for disk in records], where=where)
+    observer.step(f"creating machine {name} on [{target}]")
+    vm = machines.create(session, new)
+    try:
+        made = sorted(vm.disks, key=lambda disk: disk.key)
+        if [disk.capacity for disk in made] != [disk.capacity for disk in records]:
+            raise ControlError(f"{session.where}: {name}: the host made disks of other sizes than asked for")
+        open_it = partial(
+            open_remote,
+            session,
+            vm,
+            mode=mode,
+            compression=compression,
+            retry=retry_told_to(observer),
+            cancel=cancel,
+        )
+        written = 0
+        for record, disk in zip(records, made, strict=True):
+            what = f"disk {record.key} ({record.label})"
+            observer.step(f"{what}: writing to {disk.file}")
+
+            def tell(progress: CopyProgress, what: str = what) -> None:
+                observer.progress(f"{what} restore", progress.done, progress.total)
+
+            with open_it(disk.file, writable=True, device_key=disk.key) as device:
+                result = restore_disk(
+                    repository, point, record.key, device, target_is_zero=True, progress=tell, cancel=cancel
+                )
+            written += result.written
+            if verify:
+                observer.step(f"{what}: reading it back")
+                with open_it(disk.file) as restored:
+                    _check_equal(repository, point, record.key, restored, f"{what} of {name}")
+    except BaseException as error:
+        _delete(session, vm, error)
+        raise
+    return RestoreResult(vm, written)
+
+
+def restore_file(
+    repository: Repository,
+    point: Point,
+    key: int,
+    target: Path,
+    observer: Observer,
+    *,
+    to: str = "monolithicSparse",
+    verify: bool = False,
+    cancel: CancelToken | None = None,
+) -> int:
+    """Write disk ``key`` of ``point`` to a new disk in a local file of type ``to``; returns bytes written."""
+    what = f"disk {key} of point {point.id}"
+    observer.step(f"{what}: writing {target}")
+    with open_point(repository, point, key) as device:
+        result = save(
+            device,
+            target,
+            to=to,
+            progress=lambda done, total: observer.progress(f"disk {key} restore", done, total),
+            cancel=cancel,
+        )
+    if verify:
+        observer.step(f"{what}: reading it back")
+        source_format = RAW if to.casefold() == RAW else "vmdk"
+        with open_local(target, source_format=source_format) as restored:
+            _check_equal(repository, point, key, restored, str(target))
+    return result.written
+
+
+def _check_equal(repository: Repository, point: Point, key: int, restored: BlockDevice, what: str) -> None:
+    with open_point(repository, point, key) as wanted:
+        at = compare(wanted, restored)
+    if at is not None:
+        raise VerifyFailed(f"{what}: differs from point {point.id} at byte {at}")
+
+
+def _delete(session: Session, vm: VirtualMachine, error: BaseException) -> None:
+    """Half a machine must not be taken for a restored one; failing to delete it must not hide the reason."""
+    try:
+        machines.destroy(session, vm)
+    except VixError as failure:
+        error.add_note(
+            f"{session.where}: the half-restored machine {vm.name} ({vm.moref}) remains: {failure.message}"
+        )

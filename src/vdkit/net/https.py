@@ -1,0 +1,145 @@
+"""A small HTTPS client over verified connections: ranges of a file, read and written.
+
+It serves ``/folder`` of a host and the guest door of the simulated one. One connection, kept alive, used by
+one caller at a time (a lock sees to it). HTTP itself is the standard library's.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import ssl
+import threading
+from types import TracebackType
+from typing import Self
+
+from vdkit.errors import ConnectionLost, HostAccessDenied, HostError, LoginFailed, NotFound, ProtocolError
+from vdkit.net.connect import connect, map_socket_error
+from vdkit.net.secret import Secret
+from vdkit.net.trust import Trust
+
+DEFAULT_TIMEOUT = 60.0
+#: Longest error text of a server that is shown.
+MAX_ERROR_TEXT = 400
+
+
+class _VerifiedConnection(http.client.HTTPSConnection):
+    """The certificate is checked right after the handshake, before a byte of HTTP is sent."""
+
+    def __init__(self, host: str, port: int, trust: Trust, timeout: float) -> None:
+        self._verify_context = trust.context()
+        super().__init__(host, port, timeout=timeout, context=self._verify_context)
+        self._trust = trust
+
+    def connect(self) -> None:
+        where = f"{self.host}:{self.port}"
+        plain = connect(self.host, self.port, timeout=self.timeout or DEFAULT_TIMEOUT)
+        try:
+            wrapped = self._verify_context.wrap_socket(plain, server_hostname=self.host)
+        except (OSError, ssl.SSLError) as error:
+            plain.close()
+            raise map_socket_error(error, where, "TLS handshake") from error
+        try:
+            self._trust.check(wrapped.getpeercert(binary_form=True), where)
+        except BaseException:
+            wrapped.close()
+            raise
+        self.sock = wrapped
+
+
+class HttpsFile:
+    """One URL of a host whose bytes can be read and written by range, with basic authentication."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        path: str,
+        *,
+        user: str,
+        password: Secret,
+        trust: Trust,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        self._where = f"{host}:{port}{path}"
+        self._path = path
+        self._connection = _VerifiedConnection(host, port, trust, timeout)
+        token = base64.b64encode(f"{user}:{password.reveal()}".encode()).decode("ascii")
+        self._headers = {"Authorization": f"Basic {token}"}
+        self._lock = threading.Lock()
+
+    @property
+    def where(self) -> str:
+        return self._where
+
+    def size(self) -> int:
+        """Length of the whole object, in bytes."""
+        response, _ = self._request("HEAD", {})
+        length = response.getheader("Content-Length")
+        if length is None or not length.isdigit():
+            raise ProtocolError(f"{self._where}: the host did not say how long it is")
+        return int(length)
+
+    def read_range(self, offset: int, length: int) -> bytes:
+        """Exactly the bytes ``[offset, offset + length)``."""
+        response, body = self._request(
+            "GET", {"Range": f"bytes={offset}-{offset + length - 1}"}, limit=length
+        )
+        if response.status != http.client.PARTIAL_CONTENT or len(body) != length:
+            raise ProtocolError(
+                f"{self._where}: asked for {length} bytes at {offset}, got status {response.status} "
+                f"and {len(body)} bytes"
+            )
+        return body
+
+    def write_range(self, offset: int, data: bytes | memoryview, total: int) -> None:
+        """Replace the bytes at ``offset`` of an object of ``total`` bytes."""
+        end = offset + len(data) - 1
+        self._request("PUT", {"Content-Range": f"bytes {offset}-{end}/{total}"}, body=bytes(data))
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _request(
+        self, method: str, headers: dict[str, str], *, body: bytes | None = None, limit: int = 0
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        with self._lock:
+            try:
+                self._connection.request(method, self._path, body=body, headers={**self._headers, **headers})
+                response = self._connection.getresponse()
+                # One byte more than allowed shows a server that sends too much; an error text is cut.
+                content = response.read(max(limit, MAX_ERROR_TEXT) + 1)
+                if not response.isclosed():
+                    self._connection.close()
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                if isinstance(error, http.client.HTTPException):
+                    raise ConnectionLost(
+                        f"{self._where}: {method}: {error or type(error).__name__}"
+                    ) from error
+                raise map_socket_error(error, self._where, method) from error
+        self._check_status(method, response.status, content)
+        return response, content
+
+    def _check_status(self, method: str, status: int, content: bytes) -> None:
+        if 200 <= status < 300:
+            return
+        text = content[:MAX_ERROR_TEXT].decode("utf-8", "replace")
+        match status:
+            case 401:
+                raise LoginFailed(f"{self._where}: user or password not accepted")
+            case 403:
+                raise HostAccessDenied(f"{self._where}: {method} is not allowed: {text}")
+            case 404:
+                raise NotFound(f"{self._where}: not found on the host")
+            case _:
+                raise HostError(f"{self._where}: {method} answered {status}: {text}")
