@@ -35,6 +35,9 @@ def open_for_reading(machine: Machine, datastore: Datastore, name: str) -> Block
     facts = links.inspect(datastore, name)
     lock = _lock(datastore, path, [(link, LockMode.READ) for link in (name, *facts.parents)])
     try:
+        if links.inspect(datastore, name).parents != facts.parents:
+            # A consolidation went by between the look and the lock.
+            raise ports.locked(path)
         return HeldDisk(links.open_frozen(datastore, name), lock, None)
     except BaseException:
         lock.release()
@@ -52,6 +55,9 @@ def open_for_writing(machine: Machine, datastore: Datastore, name: str) -> Writa
         raise ports.running(path)
     lock = _lock(datastore, path, disk.running_locks())
     try:
+        if disk.file != path:
+            # A snapshot went by between the look and the lock.
+            raise ports.locked(path)
         return HeldDisk(links.open_leaf(datastore, name), lock, disk)
     except BaseException:
         lock.release()

@@ -52,7 +52,9 @@ class TicketBox:
 
     def issue(self, access: Access, machine: Machine, disk_key: int | None = None) -> Secret:
         """Raises InvalidArgument(deviceKey) for a disk that the machine lacks."""
-        if access is not Access.MACHINE_FILES:
+        if access is Access.MACHINE_FILES:
+            disk_key = None
+        else:
             machine.disk(-1 if disk_key is None else disk_key)
         text = new_uuid("52")
         now = self._inventory.clock.monotonic()
