@@ -79,6 +79,16 @@ def check(store: Store) -> list[str]:
     return labels
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends takes nothing out of the kernel's cache: flushing changes nothing here.
+
+    ``test_backup_power`` is about what must be flushed, and in which order.
+    """
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    monkeypatch.setattr(os, "fdatasync", lambda _descriptor: None)
+
+
 class End:
     """Ends the process at a step."""
 

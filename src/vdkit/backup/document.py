@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NoReturn
 
+from vdkit.backup.names import is_unicode
 from vdkit.block.store import Store
 from vdkit.errors import LimitExceeded, PointInvalid
 
@@ -36,11 +37,22 @@ def digest_of(document: dict[str, object]) -> str:
     return hashlib.sha256(canonical({k: v for k, v in document.items() if k != "digest"})).hexdigest()
 
 
+def is_unchanged(document: dict[str, object], digest: str) -> bool:
+    """True if ``digest`` is the document's."""
+    try:
+        return digest == digest_of(document)
+    except RecursionError:  # deeper than anything that could have been written
+        return False
+
+
 def parse(data: bytes, where: str) -> dict[str, object]:
     """The object in ``data``. Raises PointInvalid naming ``where``."""
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+            data.decode("utf-8"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
         )
     except (ValueError, RecursionError) as error:
         # RecursionError: a bomb of brackets. ValueError: bad UTF-8, bad JSON, numbers of absurd length.
@@ -57,6 +69,13 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(made) != len(pairs):
         raise ValueError("a member occurs twice")
     return made
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -133,7 +152,7 @@ class Fields:
             self.refuse(name, "is not a text")
         if len(value) > limit:
             self.refuse(name, f"is longer than {limit} characters")
-        if any("\ud800" <= c <= "\udfff" for c in value):
+        if not is_unicode(value):
             self.refuse(name, "is not valid Unicode")
         return value
 

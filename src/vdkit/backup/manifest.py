@@ -14,7 +14,7 @@ from datetime import datetime
 from enum import Enum
 
 from vdkit.backup import names
-from vdkit.backup.document import Fields, canonical, digest_of, format_time, parse
+from vdkit.backup.document import Fields, canonical, digest_of, format_time, is_unchanged, parse
 from vdkit.errors import PointInvalid, UsageError, VixError
 
 SCHEMA = 1
@@ -169,7 +169,7 @@ def decode(data: bytes, where: str, *, point_id: str, vm_uuid: str) -> tuple[Man
             remedy="use the version of vdkit that wrote it, or a newer one",
         )
     digest = fields.sha256("digest")
-    if digest != digest_of(document):
+    if not is_unchanged(document, digest):
         fields.refuse("digest", "does not match the content: the manifest was changed after it was written")
     if fields.text("id") != point_id:
         fields.refuse("id", f"is not {point_id}, which the file's name says")

@@ -52,8 +52,17 @@ def check_text(what: str, text: str) -> None:
     """Refuse what could not be stored and read back as it is."""
     if not text or len(text) > MAX_NAME:
         raise UsageError(f"{what} must be 1 to {MAX_NAME} characters long, not {len(text)}")
-    if any("\ud800" <= c <= "\udfff" for c in text):
+    if not is_unicode(text):
         raise UsageError(f"{what} {text!r} is not valid Unicode")
+
+
+def is_unicode(text: str) -> bool:
+    """False for lone surrogates, which JSON can carry and no file or terminal can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def folder_name(vm: VmIdentity) -> str:
