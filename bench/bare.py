@@ -6,6 +6,7 @@ is the server: it prints its port and serves one connection after the other unti
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -77,7 +78,7 @@ def serve(context: ssl.SSLContext | None) -> None:
     # Standard input is the leash: when the benchmark ends, however it ends, so does this process.
     threading.Thread(target=_end_with_input, daemon=True).start()
     with socket.create_server((HOST, 0)) as listener:
-        print(listener.getsockname()[1], flush=True)
+        print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
         while True:
             plain, _ = listener.accept()
             with plain:

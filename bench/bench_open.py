@@ -39,7 +39,17 @@ def make_disk(folder: Path) -> tuple[str, int]:
     """A disk with grains spread over its whole length, written by qemu-io; returns name and last offset."""
     name = "big.vmdk"
     path = folder / name
-    make = ["qemu-img", "create", "-q", "-f", "vmdk", "-o", "subformat=monolithicSparse", path, str(CAPACITY)]
+    make: list[str | Path] = [
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "vmdk",
+        "-o",
+        "subformat=monolithicSparse",
+        path,
+        str(CAPACITY),
+    ]
     subprocess.run(make, check=True, timeout=600)
     pattern = folder / "pattern"
     pattern.write_bytes(b"grain".ljust(512, b"."))
