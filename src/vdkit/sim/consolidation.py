@@ -11,7 +11,8 @@ the guest's writes, not the files'. Source: published descriptions of vSphere's 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +20,7 @@ from vdkit.sim import links
 from vdkit.sim.datastore import Datastore, split_path
 from vdkit.sim.faults import FileLocked
 from vdkit.sim.locks import FileLock, Locked, LockMode
-from vdkit.sim.snapshot import DiskState
+from vdkit.sim.snapshot import DiskState, Merging
 
 if TYPE_CHECKING:
     from vdkit.sim.disk import SimDisk
@@ -145,19 +146,51 @@ def _merge(machine: Machine, tree: Tree, child: str, parent: str) -> None:
     if helper is not None:
         above.append(helper)
     with _Exclusive(user if running else None, datastore, [child_name, parent_name]):
-        links.merge(datastore, child_name, parent_name)
+        with _marked(machine, datastore, child_name, parent_name):
+            links.merge(datastore, child_name, parent_name)
         with machine.gate.stun():
             if user is not None and running:
                 user.close_leaf()
             try:
-                links.adopt(datastore, child_name, parent_name, above)
+                with _marked(machine, datastore, child_name, parent_name):
+                    links.adopt(datastore, child_name, parent_name, above)
+                    _forget(machine, child, parent)
                 if helper is not None:
-                    links.merge(datastore, helper, parent_name)
-                    links.adopt(datastore, helper, parent_name, [])
-                _forget(machine, child, parent, None if helper is None else datastore.path(helper))
+                    with _marked(machine, datastore, helper, parent_name):
+                        links.merge(datastore, helper, parent_name)
+                        links.adopt(datastore, helper, parent_name, [])
+                        _forget(machine, datastore.path(helper), parent)
             finally:
                 if user is not None and running:
                     user.open_leaf()
+
+
+@contextmanager
+def _marked(machine: Machine, datastore: Datastore, child: str, parent: str) -> Iterator[None]:
+    """While it lasts, the machine's files say what is going on, so that :func:`recover` can help."""
+    with links.storage(datastore, parent):
+        cid = links.descriptor_of(datastore, parent).cid
+    machine.merging = Merging(datastore.path(child), datastore.path(parent), cid)
+    machine.save()
+    try:
+        yield
+    finally:
+        machine.merging = None
+        machine.save()
+
+
+def recover(machine: Machine) -> None:
+    """After the host went down in a merge: make the files fit again; the data are right either way."""
+    if machine.merging is None:
+        return
+    datastore, child = _locate(machine, machine.merging.child)
+    parent = split_path(machine.merging.parent)[1]
+    if links.is_whole(datastore, child):
+        links.unadopt(datastore, child, parent, machine.merging.cid)
+    elif datastore.exists(child):
+        links.delete(datastore, child)
+    machine.merging = None
+    machine.consolidation_needed = True
 
 
 def delete_links(machine: Machine, tree: Tree) -> None:
@@ -206,9 +239,9 @@ class _Exclusive:
             self._lock.release()
 
 
-def _forget(machine: Machine, child: str, parent: str, helper: str | None) -> None:
-    """Everybody who named ``child`` (or the helper above it) now names ``parent``."""
-    gone = {child, helper}
+def _forget(machine: Machine, child: str, parent: str) -> None:
+    """Everybody who named ``child`` now names ``parent``."""
+    gone = {child}
     for snapshot in machine.snapshots():
         snapshot.disks = {key: without(state, gone) for key, state in snapshot.disks.items()}
     for disk in machine.disks.values():
@@ -217,7 +250,7 @@ def _forget(machine: Machine, child: str, parent: str, helper: str | None) -> No
     machine.save()
 
 
-def without(state: DiskState, gone: Collection[str | None]) -> DiskState:
+def without(state: DiskState, gone: Collection[str]) -> DiskState:
     """A chain with links taken out; the next one below takes the place of the first."""
     chain = [link for link in (state.file, *state.parents) if link not in gone]
     return replace(state, file=chain[0], parents=tuple(chain[1:]))

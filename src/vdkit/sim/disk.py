@@ -198,16 +198,27 @@ class SimDisk:
 
     def track(self) -> None:
         """Begin tracking, with everything in use marked as changed; inside a stun or while off."""
+        self._forget_answer()
         if self._tracker is None:
             self._tracker = ChangeTracker(self.file, self.capacity, self._written())
 
     def untrack(self) -> None:
+        self._forget_answer()
         self._tracker = None
 
     def reset_tracking(self) -> None:
         """Begin a new history, as a revert does."""
+        self._forget_answer()
         if self._tracker is not None:
             self._tracker.reset(self._written())
+
+    def inherit(self, other: SimDisk) -> None:
+        """Go on with the tracking of the disk that was here before."""
+        self._tracker = other._tracker
+
+    def _forget_answer(self) -> None:
+        with self._mutex:
+            self._memory = None
 
     def _written(self) -> RangeSet:
         """What a new history begins with: what is in use, or all of it while somebody else writes."""

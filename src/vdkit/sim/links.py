@@ -196,6 +196,35 @@ def adopt(datastore: Datastore, child: str, parent: str, grandchildren: list[str
     delete(datastore, child)
 
 
+def unadopt(datastore: Datastore, child: str, parent: str, cid: int) -> None:
+    """Take back an :func:`adopt` that was cut short while ``child`` was still there."""
+    folder = child.rpartition("/")[0]
+    with storage(datastore, parent):
+        _edit(datastore, parent, cid=cid)
+        fitting = descriptor_of(datastore, child).cid
+        for file in datastore.files(folder):
+            name = beside(child, file)
+            if not file.endswith(".vmdk") or name == child or not is_link(datastore, name):
+                continue
+            hint = descriptor_of(datastore, name).parent_hint
+            if hint is not None and beside(name, hint) == parent:
+                _edit(datastore, name, parent_cid=fitting, hint=child.rpartition("/")[2])
+
+
+def is_link(datastore: Datastore, name: str) -> bool:
+    """True if the file is the descriptor of a link."""
+    try:
+        descriptor_of(datastore, name)
+    except VixError:
+        return False
+    return True
+
+
+def is_whole(datastore: Datastore, name: str) -> bool:
+    """True if the descriptor of a link and all its extent files are there."""
+    return is_link(datastore, name) and all(datastore.exists(file) for file in files_of(datastore, name))
+
+
 def delete(datastore: Datastore, name: str) -> None:
     """One link, descriptor and extent files. Raises ModelFault."""
     with storage(datastore, name):

@@ -28,7 +28,7 @@ from vdkit.sim.faults import (
 from vdkit.sim.gate import StunGate
 from vdkit.sim.home import MachineHome
 from vdkit.sim.locks import Locked
-from vdkit.sim.snapshot import DiskState, MachineConfig, Snapshot
+from vdkit.sim.snapshot import DiskState, MachineConfig, Merging, Snapshot
 from vdkit.sim.tracking import ChangedAreas
 from vdkit.sim.vmx import VmxText
 
@@ -55,6 +55,8 @@ class Machine:
         self.consolidation_needed = False
         #: Links that nobody names any more and that wait to be deleted: datastore path to that of the parent.
         self.dropped_links: dict[str, str | None] = {}
+        #: The merge in progress, for a host that goes down in the middle of it.
+        self.merging: Merging | None = None
         self.powered_on = False
         self.operation_name: str | None = None
         self._gate = StunGate()
@@ -157,6 +159,7 @@ class Machine:
             self.powered_on = False
             for disk in self.disks.values():
                 disk.detach()
+                disk.refresh(disk.file)
 
     def attach_all(self) -> None:
         done: list[SimDisk] = []
@@ -173,11 +176,11 @@ class Machine:
             raise
 
     def close(self) -> None:
-        """The host goes down: files are flushed and let go. The state on disk stays as it was."""
-        if self.powered_on:
-            with self._gate.stun():
-                for disk in self.disks.values():
-                    disk.detach()
+        """The host goes down, after an operation in progress: files are closed, their state stays."""
+        with self._busy, self._gate.stun():
+            self._gone = True
+            for disk in self.disks.values():
+                disk.detach()
 
     # -- configuration ---------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vdkit.errors import FormatError, VixError
 from vdkit.sim import hardware, links
-from vdkit.sim.consolidation import delete_links, tree_of
+from vdkit.sim.consolidation import delete_links, recover, tree_of
 from vdkit.sim.datastore import Datastore, split_path
 from vdkit.sim.disk import SimDisk
 from vdkit.sim.faults import FileNotFound, GenericVmConfigFault, NotSupported
@@ -25,6 +25,7 @@ from vdkit.sim.snapshot import (
     DiskSpec,
     DiskState,
     MachineConfig,
+    Merging,
     Snapshot,
     new_uuid,
 )
@@ -86,8 +87,14 @@ def _reference(machine: Machine, datastore: Datastore, name: str) -> str:
 def _resolve(machine: Machine, reference: str) -> tuple[Datastore, str]:
     match = _VOLUME.match(reference)
     if match is None:
-        return machine.datastore, f"{machine.folder}/{reference}".lstrip("/")
-    return machine.home.datastore(match[1]), match[2]
+        datastore, name = machine.datastore, f"{machine.folder}/{reference}".lstrip("/")
+    else:
+        datastore, name = machine.home.datastore(match[1]), match[2]
+    merging = machine.merging
+    if merging is not None and merging.child == datastore.path(name) and not links.is_whole(datastore, name):
+        # The host went down after the merge and before the files said so.
+        return _split(machine, merging.parent)
+    return datastore, name
 
 
 def _vmsd(machine: Machine) -> str:
@@ -152,6 +159,10 @@ def _save_snapshots(machine: Machine) -> None:
     for index, snapshot in enumerate(everyone):
         _put_snapshot(machine, text, f"snapshot{index}", snapshot)
     text.set_flag("vdkit.consolidationNeeded", machine.consolidation_needed)
+    if machine.merging is not None:
+        text["vdkit.merge.child"] = machine.merging.child
+        text["vdkit.merge.parent"] = machine.merging.parent
+        text["vdkit.merge.cid"] = str(machine.merging.cid)
     for index, link in enumerate(machine.dropped_links):
         text[f"vdkit.dropped{index}"] = link
     machine.datastore.write_text(_vmsd(machine), text.render())
@@ -238,6 +249,7 @@ def load(datastore: Datastore, vmx_name: str, register: Register) -> Machine:
     machine = register(datastore, vmx_name, _config(text, stem))
     machine.text = text
     try:
+        _load_merging(machine)
         for key in list(text):
             match = _DISK_KEY.match(key)
             if _OTHER_DISK.match(key) and text[key].lower().endswith(".vmdk"):
@@ -251,6 +263,7 @@ def load(datastore: Datastore, vmx_name: str, register: Register) -> Machine:
             machine.disks[key_number] = SimDisk(machine, key_number, unit, store, name)
         machine.disks = dict(sorted(machine.disks.items()))
         _load_snapshots(machine)
+        recover(machine)
         machine.apply_tracking()
         if text.flag("vdkit.poweredOn"):
             machine.power_on()
@@ -288,12 +301,23 @@ def _config(text: VmxText, fallback: str) -> MachineConfig:
     )
 
 
-def _load_snapshots(machine: Machine) -> None:
+def _snapshot_list(machine: Machine) -> VmxText:
     name = _vmsd(machine)
     if not machine.datastore.exists(name):
-        return
-    where = machine.datastore.path(name)
-    text = VmxText.parse(machine.datastore.read_text(name, MAX_TEXT_BYTES), where)
+        return VmxText()
+    return VmxText.parse(machine.datastore.read_text(name, MAX_TEXT_BYTES), machine.datastore.path(name))
+
+
+def _load_merging(machine: Machine) -> None:
+    text = _snapshot_list(machine)
+    if "vdkit.merge.child" in text:
+        cid = text.number("vdkit.merge.cid", 0, high=(1 << 32) - 1)
+        machine.merging = Merging(text["vdkit.merge.child"], text["vdkit.merge.parent"], cid)
+
+
+def _load_snapshots(machine: Machine) -> None:
+    where = machine.datastore.path(_vmsd(machine))
+    text = _snapshot_list(machine)
     by_uid: dict[int, Snapshot] = {}
     for index in range(text.number("snapshot.numSnapshots", 0, high=_MAX_SNAPSHOTS)):
         snapshot = _read_snapshot(machine, text, f"snapshot{index}", by_uid, where)

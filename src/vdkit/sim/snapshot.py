@@ -86,6 +86,15 @@ class DiskState:
         return f"Hard disk {position + 1}"
 
 
+@dataclass(frozen=True)
+class Merging:
+    """``child`` is being merged into ``parent`` (datastore paths), whose content id was ``cid`` before."""
+
+    child: str
+    parent: str
+    cid: int
+
+
 @dataclass(eq=False)
 class Snapshot:
     """A node of a machine's snapshot tree. ``disks`` by device key, as they were; ``config`` likewise."""

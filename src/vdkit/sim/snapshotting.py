@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from vdkit.errors import VixError
 from vdkit.sim import consolidation, links
-from vdkit.sim.datastore import split_path
+from vdkit.sim.datastore import Datastore, split_path
 from vdkit.sim.disk import SimDisk
-from vdkit.sim.faults import FileLocked, InvalidName, NotFound, NotSupported, SnapshotFault
+from vdkit.sim.faults import FileLocked, InvalidName, NotFound, SnapshotFault
 from vdkit.sim.locks import Locked, LockMode
 from vdkit.sim.snapshot import MAX_SNAPSHOT_DEPTH, DiskState, Snapshot
 
@@ -33,28 +33,29 @@ def create(machine: Machine, name: str, description: str, *, memory: bool, quies
         frozen = {key: disk.state() for key, disk in machine.disks.items()}
         _fork_all(machine)
         for key, disk in machine.disks.items():
-            # The id that a snapshot carries is that of the epoch it closes.
+            # The id that a snapshot carries is that of the epoch it closes. A new child has its parent's
+            # content.
             change_id = None if disk.tracker is None else disk.tracker.freeze()
-            frozen[key] = replace(frozen[key], change_id=change_id)
+            frozen[key] = replace(frozen[key], change_id=change_id, content_id=disk.facts.content_id)
         machine.apply_tracking()
-    machine.last_snapshot_uid += 1
-    uid = machine.last_snapshot_uid
-    snapshot = Snapshot(
-        moref=machine.home.snapshot_moref(machine, uid),
-        uid=uid,
-        name=name,
-        description=description,
-        created=machine.home.clock.now(),
-        powered_on=machine.powered_on,
-        memory=memory and machine.powered_on,
-        quiesced=quiesce,
-        config=machine.config,
-        disks=frozen,
-        parent=parent,
-    )
-    _siblings(machine, snapshot).append(snapshot)
-    machine.current_snapshot = snapshot
-    machine.save()
+        machine.last_snapshot_uid += 1
+        snapshot = Snapshot(
+            moref=machine.home.snapshot_moref(machine, machine.last_snapshot_uid),
+            uid=machine.last_snapshot_uid,
+            name=name,
+            description=description,
+            created=machine.home.clock.now(),
+            powered_on=machine.powered_on,
+            memory=memory and machine.powered_on,
+            quiesced=quiesce,
+            config=machine.config,
+            disks=frozen,
+            parent=parent,
+        )
+        _siblings(machine, snapshot).append(snapshot)
+        machine.current_snapshot = snapshot
+        # Before the guest goes on: what it writes from now is in the new leaf, and the files must say so.
+        machine.save()
     return snapshot
 
 
@@ -163,18 +164,22 @@ def _disks_of(
     machine: Machine, states: Mapping[int, DiskState], old: Mapping[int, SimDisk]
 ) -> dict[int, SimDisk]:
     """The disks of a snapshot, each with a new, empty leaf on the link that was frozen."""
+    leaves: dict[int, tuple[Datastore, str]] = {}
+    try:
+        for key, state in states.items():
+            store_name, frozen = split_path(state.file)
+            datastore = machine.home.datastore(store_name)
+            name = links.next_delta(datastore, frozen)
+            links.fork(datastore, frozen, name, state.capacity)
+            leaves[key] = (datastore, name)
+    except VixError:
+        for datastore, name in leaves.values():
+            links.delete(datastore, name)
+        raise
     made: dict[int, SimDisk] = {}
-    for key, state in states.items():
-        store_name, frozen = split_path(state.file)
-        datastore = machine.home.datastore(store_name)
-        name = links.next_delta(datastore, frozen)
-        links.fork(datastore, frozen, name, state.capacity)
+    for key, (datastore, name) in leaves.items():
+        made[key] = SimDisk(machine, key, states[key].unit, datastore, name)
         previous = old.get(key)
-        if previous is not None and previous.datastore is datastore:
-            previous.refresh(datastore.path(name))
-            made[key] = previous
-        else:
-            made[key] = SimDisk(machine, key, state.unit, datastore, name)
-    if not made and states:
-        raise NotSupported(f"{machine.name}: the snapshot's disks are gone")
+        if previous is not None:
+            made[key].inherit(previous)
     return made

@@ -118,6 +118,9 @@ class ChangeTracker:
                 frozen = self._parse(until, "snapshot")
                 last = self._known(frozen, until)
             first = self._known(since, change_id)
+            if first > last:
+                # An empty answer would be taken for "nothing changed".
+                raise InvalidArgument("changeId", f"{change_id} is newer than the snapshot")
             union = BlockMap()
             for epoch in range(first + 1, last + 1):
                 union.update(self._epochs[epoch])
