@@ -1,7 +1,7 @@
 """Builds the tests' Go programs on Debian's govmomi library, and runs govmomi's own simulator.
 
-Programs live under ``tests/sim/go/NAME/main.go``. A build takes seconds to a minute, so its result is kept under
-``.cache/go`` of the repository, named by a hash of the source and of the compiler.
+Programs live under ``tests/sim/go/NAME/main.go``. A build takes seconds to a minute, so its result is kept
+under ``.cache/go`` of the repository, named by a hash of the source and of the compiler.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _compile(folder: Path, program: Path) -> None:
 
 @dataclass(frozen=True)
 class Vcsim:
-    """Where govmomi's simulator listens, and how to log in to it. ``sha1`` is its certificate's thumbprint."""
+    """Where govmomi's simulator listens and how to log in; ``sha1`` is its certificate's thumbprint."""
 
     url: str
     host: str
