@@ -100,3 +100,20 @@ def test_token() -> None:
     assert token.wait(30)
     with pytest.raises(Cancelled):
         token.check()
+
+
+def test_an_error_behind_a_worker_that_only_obeyed_wins() -> None:
+    obeyed = threading.Event()
+
+    def obey() -> None:
+        obeyed.set()
+        raise Cancelled("obeyed")
+
+    def fail() -> None:
+        assert scope.token.wait(30)  # the other one has been recorded
+        raise ValueError("the reason")
+
+    with pytest.raises(ValueError, match="the reason"), WorkerScope("scope-test") as scope:
+        scope.spawn(fail)
+        scope.spawn(obey)
+        assert obeyed.wait(30)

@@ -357,3 +357,46 @@ def test_chain_reads_while_grains_are_given_back() -> None:
                 assert read(chain, grain, 4096) in (b"x" * 4096, bytes(4096))
 
     in_threads(work, 3)
+
+
+def meanwhile(work: Callable[[], object]) -> threading.Thread:
+    """Start ``work`` and give it time to do harm, which it must be kept from."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(0.05)
+    return thread
+
+
+def test_chain_holds_back_a_grain_under_a_reader() -> None:
+    leaf = MemoryLink(65536, grain=4096)
+    chain = Chain([leaf, MemoryLink(65536, grain=4096)])
+    chain.write_from(0, b"x" * 4096)
+    threads: list[threading.Thread] = []
+    real = leaf.read_into
+
+    def read_into(offset: int, buffer: Any) -> None:
+        threads.append(meanwhile(lambda: chain.write_zeroes(0, 4096)))
+        real(offset, buffer)
+
+    leaf.read_into = read_into  # type: ignore[method-assign]  # the race, made certain
+    assert read(chain, 0, 4096) == b"x" * 4096
+    threads[0].join()
+    assert leaf.grains == {}
+
+
+def test_unaligned_keeps_others_out_of_a_sector_being_patched() -> None:
+    inner = MemoryDevice(4096)
+    inner._alignment = 512
+    device = Unaligned(inner)
+    threads: list[threading.Thread] = []
+    real = inner.read_into
+
+    def read_into(offset: int, buffer: Any) -> None:
+        real(offset, buffer)
+        if not threads:
+            threads.append(meanwhile(lambda: device.write_from(0, b"y" * 512)))
+
+    inner.read_into = read_into  # type: ignore[method-assign]  # the race, made certain
+    device.write_from(5, b"x")
+    threads[0].join()
+    assert read(device, 0, 512) == b"y" * 512, "the later write is whole"
