@@ -134,8 +134,6 @@ def test_a_source_failing_behind_a_full_window() -> None:
     with pytest.raises(ConnectionLost):
         copy(origin, writer, workers=3, block=65536, target_is_zero=True)
     assert origin.calls["read"] <= 6, "no more batches are begun before the first one ends"
-        "six batches are begun, and no more, before the first ends"
-    )
     assert writer.parts == []
 
 
