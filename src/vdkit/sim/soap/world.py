@@ -79,7 +79,9 @@ class World:
         return f"haTask--{owner.type.__name__}.{owner.name[0].lower()}{owner.name[1:]}-{number}"
 
     def close(self) -> None:
-        """Wake everybody who waits and wait for the tasks at work."""
+        """Wake everybody who waits and wait for the tasks at work. Twice is fine."""
+        if self.changes.closed:
+            return
         self.changes.close()
         self.tasks.stop()
         self.sessions.close_all()
