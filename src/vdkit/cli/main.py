@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -51,6 +52,8 @@ sim_commands.add_to(app)
 def run(arguments: list[str] | None = None) -> None:
     """Entry point: every vdkit error becomes one line on standard error and a documented exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    # A service manager's way of saying stop must tidy up like an interrupt from the keyboard.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(args=given)
     except VixError as error:

@@ -8,6 +8,7 @@ by the next run, because its description names the repository and the point.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def backup_machine(
     mode: Mode = "nbdssl",
     compression: CompressionName = "none",
     cancel: CancelToken | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> BackupResult:
     """Make a restore point of ``machine`` (a name, a path, a moref or a UUID).
 
@@ -93,7 +95,7 @@ def backup_machine(
             vm,
             mode=mode,
             compression=compression,
-            retry=retry_told_to(observer),
+            retry=retry_told_to(observer, sleep),
             cancel=cancel,
         )
         backup = _Run(session, vm, repository, writer, reader, observer, level, on_reset, cancel)

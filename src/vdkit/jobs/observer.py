@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from vdkit.disklib.connection import Retry
@@ -36,10 +37,10 @@ class SilentObserver:
     def progress(self, what: str, done: int, total: int) -> None: ...
 
 
-def retry_told_to(observer: Observer) -> Retry:
-    """How remote disks come back in a job: the observer hears of every attempt."""
+def retry_told_to(observer: Observer, sleep: Callable[[float], None]) -> Retry:
+    """How remote disks come back in a job: the observer hears of every attempt, ``sleep`` waits for it."""
 
     def tell(error: VixError, seconds: float) -> None:
         observer.warning(f"{error.message}; trying again in {seconds:.1f} s")
 
-    return Retry(notify=tell)
+    return Retry(notify=tell, sleep=sleep)

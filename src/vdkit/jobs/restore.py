@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +45,7 @@ def restore_machine(
     compression: CompressionName = "none",
     verify: bool = False,
     cancel: CancelToken | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> RestoreResult:
     """Make the machine ``name`` with the disks of ``point``; it is left powered off.
 
@@ -71,7 +74,7 @@ def restore_machine(
             vm,
             mode=mode,
             compression=compression,
-            retry=retry_told_to(observer),
+            retry=retry_told_to(observer, sleep),
             cancel=cancel,
         )
         written = 0

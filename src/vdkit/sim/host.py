@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import secrets
 import tempfile
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from vdkit.sim.folder_access import FolderAccess, HttpFault, from_error, refusal
 from vdkit.sim.https import HttpRequest, HttpResponse, HttpsServer
 from vdkit.sim.inventory import Inventory
 from vdkit.sim.machine import Machine
+from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.sim.nfc_server import NfcServer
 from vdkit.sim.scenario import Scenario
 from vdkit.sim.soap.build import populate
@@ -74,7 +76,7 @@ class SimulatedHost:
         self.host = unbracket(listen)
         self.user = user
         self.password = _secret(password)
-        self.certificate = certificate or make_certificate()
+        self.certificate = certificate or _certificate_for(self.host)
         self.world: World | None = None
         self._port = port
         self._nfc_port = nfc_port
@@ -106,6 +108,7 @@ class SimulatedHost:
     def _start_ports(self, world: World, tickets: TicketBox) -> None:
         self._nfc = NfcServer(tickets, self.certificate, self.host, self._nfc_port, faults=self.scenario.nfc)
         self._nfc.start()
+        world.address = self.host
         world.data_port = self._nfc.port
         world.thumbprint = self.certificate.sha1
         self._folder = tempfile.TemporaryDirectory(prefix="vdkit-sim-")
@@ -203,6 +206,12 @@ class SimulatedHost:
         if self._https is not None:
             self._https.break_connections()
 
+    def set_data_faults(self, faults: NfcFaults | None) -> None:
+        """What goes wrong on the data port, from the next connection on; None for nothing."""
+        self.scenario.nfc = faults
+        if self._nfc is not None:
+            self._nfc.faults = faults or NfcFaults()
+
     @property
     def internal_errors(self) -> list[BaseException]:
         """Errors in serving that are the simulator's own mistakes; a test may want none."""
@@ -213,6 +222,15 @@ def _secret(password: str | Secret | None) -> Secret:
     if password is None:
         return Secret(secrets.token_urlsafe(16))
     return password if isinstance(password, Secret) else Secret(password)
+
+
+def _certificate_for(host: str) -> Certificate:
+    """Names the loopback addresses, as every certificate of ours does, and the address listened on."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return make_certificate(names=("localhost", "localhost.localdomain", host))
+    return make_certificate(addresses=tuple({"127.0.0.1": None, "::1": None, str(address): None}))
 
 
 class _Site:
@@ -239,8 +257,10 @@ class _Site:
         except HttpFault as fault:
             return refusal(fault)
         except VixError as error:
-            self._world.note_error(error)
-            return refusal(from_error(error))
+            fault = from_error(error)
+            if fault.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                self._world.note_error(error)
+            return refusal(fault)
         return refusal(HttpFault(HTTPStatus.NOT_FOUND, f"nothing is served at {path[:200]}"))
 
     def _call(self, request: HttpRequest) -> HttpResponse:
