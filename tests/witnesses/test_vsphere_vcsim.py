@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pyVmomi import vim
 
 import gotools
 from vdkit.errors import (
@@ -19,7 +20,7 @@ from vdkit.errors import (
 )
 from vdkit.net.secret import Secret
 from vdkit.net.trust import Trust
-from vdkit.vsphere import machines, snapshots, tracking
+from vdkit.vsphere import machines, snapshots, tasks, tracking
 from vdkit.vsphere.inventory import find_machine, get_machine, list_machines
 from vdkit.vsphere.model import Power
 from vdkit.vsphere.session import Session
@@ -108,8 +109,6 @@ def test_snapshot_made_found_and_removed(session: Session) -> None:
 
 def test_leftovers_of_a_killed_run_are_removed_and_others_kept(session: Session) -> None:
     vm = list_machines(session)[0]
-    foreign = session.managed(type(session.content.rootFolder), "x")  # only to show that no call is made
-    assert foreign is not None
     mine = snapshots.create(session, vm, "vdkit one", f"x {snapshots.tag('dead')}")
     with pytest.raises(RuntimeError), snapshots.temporary_snapshot(session, vm, "vdkit two", "vdkit:b"):
         raise RuntimeError("killed")
@@ -189,12 +188,19 @@ def test_a_session_that_cannot_be_renewed_says_so(server: gotools.Vcsim) -> None
         one_line(caught.value, f":{server.port}", "log in")
 
 
-def test_two_machines_of_one_name_are_ambiguous(server: gotools.Vcsim, session: Session) -> None:
-    if not session.about.is_vcenter:
-        return
-    first, second = list_machines(session)[:2]
-    machine = session.managed(type(session.content.rootFolder), first.moref)
-    assert machine is not None
-    with pytest.raises(Ambiguous) as caught:
-        raise Ambiguous(f"{first.moref} {second.moref}")
-    one_line(caught.value, first.moref)
+def test_two_machines_of_one_name_are_ambiguous() -> None:
+    """A vCenter allows it in two folders."""
+    with gotools.vcsim() as running, login(running) as session:
+        first = list_machines(session)[0]
+        centre = session.content.rootFolder.childEntity[0]
+        folder = centre.vmFolder.CreateFolder("other")
+        spec = vim.vm.ConfigSpec(
+            name=first.name, files=vim.vm.FileInfo(vmPathName="[LocalDS_0] other"), guestId="otherGuest"
+        )
+        pool = centre.hostFolder.childEntity[0].resourcePool
+        tasks.run(session, "make another", lambda: folder.CreateVM_Task(spec, pool, None))
+        with pytest.raises(Ambiguous) as caught:
+            find_machine(session, first.name)
+        one_line(caught.value, f"moref={first.moref}", first.path, f"/DC0/vm/other/{first.name}")
+        assert find_machine(session, first.path) == first
+        assert find_machine(session, f"other/{first.name}").path == f"/DC0/vm/other/{first.name}"

@@ -14,7 +14,7 @@ from vdkit.block.local import FolderStore
 from vdkit.block.workers import CancelToken
 from vdkit.disklib.opening import open_local
 from vdkit.errors import AlreadyExists, UsageError, VixError
-from vdkit.vmdk import Codec, Disk, DiskType, StreamWriter, create_disk, delete_disk
+from vdkit.vmdk import Codec, Disk, DiskType, Geometry, StreamWriter, create_disk, delete_disk
 
 RAW: Final = "raw"
 #: VMDKs are whole sectors; a raw image that is not is padded with zeroes.
@@ -186,6 +186,6 @@ def _undone_on_failure(store: FolderStore, name: str, *, raw: bool) -> Iterator[
         raise
 
 
-def _joined(geometry: tuple[int, ...] | None) -> str | None:
+def _joined(geometry: Geometry | None) -> str | None:
     """``cylinders/heads/sectors``"""
-    return None if geometry is None else "/".join(str(number) for number in geometry)
+    return None if geometry is None else f"{geometry.cylinders}/{geometry.heads}/{geometry.sectors}"
