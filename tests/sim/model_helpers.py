@@ -9,6 +9,7 @@ from pathlib import Path
 from vdkit.block.device import BlockDevice, WritableDevice
 from vdkit.block.extent import RangeSet
 from vdkit.sim.clock import ManualClock
+from vdkit.sim.datastore import Datastore
 from vdkit.sim.inventory import Inventory
 from vdkit.sim.machine import Machine
 from vdkit.sim.snapshot import DiskSpec, Snapshot
@@ -20,7 +21,9 @@ def new_inventory(folder: Path, *, personality: str = "esx") -> Inventory:
     """A host with one datastore, ``ds``, in ``folder``; its clock stands still."""
     folder.mkdir(exist_ok=True)
     inventory = Inventory(personality=personality, clock=ManualClock())
-    inventory.add_folder(folder, "ds")
+    # No test waits for a lock that nobody will give back.
+    inventory.add_datastore(Datastore.from_folder("ds", folder), load=False).locks.patience = 0
+    inventory.load(inventory.datastore("ds"))
     return inventory
 
 

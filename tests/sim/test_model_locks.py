@@ -11,7 +11,7 @@ from vdkit.sim.locks import Locked, LockMode, LockTable
 
 
 def test_readers_share_and_a_writer_does_not() -> None:
-    table = LockTable()
+    table = LockTable(patience=0)
     one = table.acquire([("a", LockMode.READ)], "one")
     two = table.acquire([("a", LockMode.READ), ("b", LockMode.WRITE)], "two")
     with pytest.raises(Locked, match="one"):
@@ -26,7 +26,7 @@ def test_readers_share_and_a_writer_does_not() -> None:
 
 
 def test_a_download_and_a_disk_reader_exclude_each_other() -> None:
-    table = LockTable()
+    table = LockTable(patience=0)
     with table.acquire([("a", LockMode.BROWSE)], "browser"):
         table.acquire([("a", LockMode.BROWSE)], "browser").release()
         with pytest.raises(Locked):
@@ -36,7 +36,7 @@ def test_a_download_and_a_disk_reader_exclude_each_other() -> None:
 
 
 def test_an_exchange_that_fails_leaves_the_old_lock() -> None:
-    table = LockTable()
+    table = LockTable(patience=0)
     other = table.acquire([("b", LockMode.READ)], "other")
     mine = table.acquire([("a", LockMode.WRITE)], "me")
     with pytest.raises(Locked):
@@ -83,3 +83,25 @@ def test_a_stun_waits_for_what_is_under_way_and_holds_off_what_comes() -> None:
     for thread in threads:
         thread.join(10)
     assert order == ["first", "stun", "end", "second"]
+
+
+def test_somebody_who_is_about_to_let_go_is_waited_for() -> None:
+    table = LockTable(patience=30)
+    held = table.acquire([("a", LockMode.READ)], "leaving")
+    mine = table.acquire([("b", LockMode.WRITE)], "me")
+    got: list[str] = []
+
+    def wait(name: str) -> None:
+        if name == "new":
+            table.acquire([("a", LockMode.WRITE)], "new").release()
+        else:
+            table.exchange(mine, [("a", LockMode.READ), ("b", LockMode.READ)], "me")
+        got.append(name)
+
+    one = threading.Thread(target=wait, args=("new",))
+    one.start()
+    held.release()
+    one.join(30)
+    assert got == ["new"]
+    wait("exchange")
+    assert got == ["new", "exchange"]

@@ -8,10 +8,14 @@ specification, section 13.4).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from enum import Enum
 from types import TracebackType
 from typing import Self
+
+#: Seconds that a caller waits for a file in use, by default.
+DEFAULT_PATIENCE = 1.0
 
 
 class LockMode(Enum):
@@ -51,33 +55,53 @@ class FileLock:
 
 
 class LockTable:
-    """The locks of one datastore; names are paths in it."""
+    """The locks of one datastore; names are paths in it.
 
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
+    ``patience`` is how many seconds a caller waits for somebody who is just about to let go, such as a disk
+    session whose client has closed it a moment ago: hosts try more than once, too.
+    """
+
+    def __init__(self, patience: float = DEFAULT_PATIENCE) -> None:
+        self.patience = patience
+        self._changed = threading.Condition()
         self._holders: dict[str, list[tuple[LockMode, str]]] = {}
 
     def acquire(self, wanted: Iterable[tuple[str, LockMode]], holder: str) -> FileLock:
-        """All or none, at once, without waiting. Raises :class:`Locked`."""
-        with self._mutex:
-            return self._take(list(wanted), holder)
+        """All or none. Raises :class:`Locked`."""
+        asked = list(wanted)
+        with self._changed:
+            return self._patiently(lambda: self._take(asked, holder))
 
     def exchange(self, lock: FileLock, wanted: Iterable[tuple[str, LockMode]], holder: str) -> FileLock:
         """Give ``lock`` up for other files or modes at once; if that fails, ``lock`` is held as before."""
-        with self._mutex:
-            before = list(lock._held)
-            self._drop(lock)
+        asked = list(wanted)
+        with self._changed:
+            return self._patiently(lambda: self._swap(lock, asked, holder))
+
+    def _patiently(self, attempt: Callable[[], FileLock]) -> FileLock:
+        deadline = time.monotonic() + self.patience
+        while True:
             try:
-                return self._take(list(wanted), holder)
+                return attempt()
             except Locked:
-                for name, mode, owner in before:
-                    self._holders.setdefault(name, []).append((mode, owner))
-                lock._held = before
-                raise
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    raise
+
+    def _swap(self, lock: FileLock, asked: list[tuple[str, LockMode]], holder: str) -> FileLock:
+        before = list(lock._held)
+        self._drop(lock)
+        try:
+            return self._take(asked, holder)
+        except Locked:
+            for name, mode, owner in before:
+                self._holders.setdefault(name, []).append((mode, owner))
+            lock._held = before
+            raise
 
     def holder(self, name: str) -> str | None:
         """Who holds a file, for a message; None if nobody does."""
-        with self._mutex:
+        with self._changed:
             held = self._holders.get(name)
             return held[0][1] if held else None
 
@@ -99,5 +123,6 @@ class LockTable:
                 del self._holders[name]
 
     def _release(self, lock: FileLock) -> None:
-        with self._mutex:
+        with self._changed:
             self._drop(lock)
+            self._changed.notify_all()
