@@ -145,6 +145,8 @@ def test_authentication(simulated_host: SimulatedHost) -> None:
 
 def test_files_of_a_running_machine_are_locked(wire: Wire, simulated_host: SimulatedHost) -> None:
     machine = simulated_host.machine("vm1")
+    # A host waits a moment for somebody who is about to let go; nobody is here.
+    machine.datastore.locks.patience = 0
     flat = f"/folder/vm1/vm1-flat.vmdk{QUERY}"
     assert wire.ask("GET", flat, Range="bytes=0-9")[0].status == 206
     machine.power_on()

@@ -109,6 +109,7 @@ class SimulatedHost:
         self._nfc = NfcServer(tickets, self.certificate, self.host, self._nfc_port, faults=self.scenario.nfc)
         self._nfc.start()
         world.address = self.host
+        world.before_ticket = self._refresh_nfc_faults
         world.data_port = self._nfc.port
         world.thumbprint = self.certificate.sha1
         self._folder = tempfile.TemporaryDirectory(prefix="vdkit-sim-")
@@ -117,6 +118,11 @@ class SimulatedHost:
         self._https.start()
         known = f"{host_port(self.host, self.port)} {self.thumbprint_sha1}\n"
         self._known_hosts(self._folder).write_text(known, encoding="ascii")
+
+    def _refresh_nfc_faults(self) -> None:
+        """Whoever asks for a ticket is about to connect: let what the scenario says now hold for it."""
+        if self._nfc is not None:
+            self._nfc.faults = self.scenario.nfc or NfcFaults()
 
     @staticmethod
     def _known_hosts(folder: tempfile.TemporaryDirectory[str]) -> Path:
@@ -209,8 +215,7 @@ class SimulatedHost:
     def set_data_faults(self, faults: NfcFaults | None) -> None:
         """What goes wrong on the data port, from the next connection on; None for nothing."""
         self.scenario.nfc = faults
-        if self._nfc is not None:
-            self._nfc.faults = faults or NfcFaults()
+        self._refresh_nfc_faults()
 
     @property
     def internal_errors(self) -> list[BaseException]:
@@ -257,10 +262,10 @@ class _Site:
         except HttpFault as fault:
             return refusal(fault)
         except VixError as error:
-            fault = from_error(error)
-            if fault.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            answer = from_error(error)
+            if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 self._world.note_error(error)
-            return refusal(fault)
+            return refusal(answer)
         return refusal(HttpFault(HTTPStatus.NOT_FOUND, f"nothing is served at {path[:200]}"))
 
     def _call(self, request: HttpRequest) -> HttpResponse:

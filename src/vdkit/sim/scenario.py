@@ -66,5 +66,5 @@ class Scenario:
     ticket_error: str | None = None
     #: HTTP status that every request below ``/folder`` is answered with.
     folder_status: int | None = None
-    #: Faults of the data port; see the NFC server.
+    #: Faults of the data port, for the connections that use tickets issued from now on.
     nfc: NfcFaults | None = None

@@ -113,10 +113,11 @@ class NfcService(Managed):
         if world.scenario.ticket_error is not None:
             raise fault_named(world.scenario.ticket_error)
         machine = world.machine_of(call.vm, "vm")
+        world.before_ticket()
         world.tickets.lifetime = world.scenario.ticket_seconds
         secret = world.tickets.issue(access, machine, key)
         return vim.HostServiceTicket(
-            host=call.client.server if world.is_vcenter else None,
+            host=(call.client.server or world.address) if world.is_vcenter else None,
             port=world.data_port,
             sslThumbprint=world.thumbprint,
             service="vpxa-nfc" if world.is_vcenter else "nfc",

@@ -162,7 +162,8 @@ class TaskManager(Managed):
                     text = "Another task is already in progress."
                     raise vim.fault.TaskInProgress(msg=text, task=other.ref)
             self._count += 1
-            task = Task(self._world.task_id(self._count, method), method, entity, user, self._world, work)
+            moid = self._world.task_id(self._count, method, entity)
+            task = Task(moid, method, entity, user, self._world, work)
             self._tasks[task.moid] = task
             self._order.append(task.moid)
             self._forget_old()

@@ -32,8 +32,11 @@ KEPT_ERRORS = 50
 Resolver = Callable[[str], Managed | None]
 
 
+def _nothing() -> None: ...
+
+
 class World:
-    """One per host. ``data_port`` and the thumbprint are what tickets name."""
+    """One per host. ``address``, ``data_port`` and ``thumbprint`` are what tickets name."""
 
     def __init__(
         self, inventory: Inventory, tickets: TicketBox, scenario: Scenario, user: str, password: Secret
@@ -45,8 +48,11 @@ class World:
         self.password = password
         self.changes = Changes()
         self.sessions = Sessions(inventory.clock, scenario.session_idle_seconds)
+        self.address = ""
         self.data_port = 0
         self.thumbprint = ""
+        #: Called before a ticket is issued.
+        self.before_ticket: Callable[[], None] = _nothing
         #: Errors that no client caused: faults of the simulated host itself.
         self.internal_errors: deque[BaseException] = deque(maxlen=KEPT_ERRORS)
         self._fixed: dict[tuple[str, str], Managed] = {}
@@ -71,12 +77,12 @@ class World:
         """Of the two ids of a well-known object, the one of this personality."""
         return vcenter if self.is_vcenter else host
 
-    def task_id(self, number: int, method: str) -> str:
-        """As hosts make them: ``task-12``, or ``haTask--vim.Task.CreateSnapshot-12`` on ESXi."""
+    def task_id(self, number: int, method: str, entity: Managed) -> str:
+        """As hosts make them: ``task-12``, or ``haTask-1-vim.VirtualMachine.createSnapshot-12`` on ESXi."""
         if self.is_vcenter:
             return f"task-{number}"
         owner = VmomiSupport.GetWsdlMethod("urn:vim25", method).info
-        return f"haTask--{owner.type.__name__}.{owner.name[0].lower()}{owner.name[1:]}-{number}"
+        return f"haTask-{entity.moid}-{owner.type.__name__}.{owner.name[0].lower()}{owner.name[1:]}-{number}"
 
     def close(self) -> None:
         """Wake everybody who waits and wait for the tasks at work. Twice is fine."""
