@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,21 @@ def test_script_is_clean(script: Path) -> None:
         ["shellcheck", "--exclude=SC1091", script], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_every_witness_can_be_installed() -> None:
+    """What a test asks for is in the list of packages, in the development extra, or on every system."""
+    table = (ROOT / "scripts" / "system-packages").read_text(encoding="utf-8")
+    probes = set(re.findall(r"^([\w./-]+)\|[\w.-]+\|", table, re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    modules = {re.split(r"[>=<]", name)[0] for name in project["optional-dependencies"]["dev"]}
+    everywhere = {"bash", "sha256sum", "govmomi"}
+    marks = (
+        re.findall(r"mark\.witness\(([^)]*)\)", path.read_text(encoding="utf-8"))
+        for path in (ROOT / "tests").rglob("test_*.py")
+    )
+    asked = {tool for found in marks for mark in found for tool in re.findall(r'"([^"]+)"', mark)}
+    assert asked - probes - modules - everywhere == set()
 
 
 def test_bench_refuses_what_it_does_not_know(tmp_path: Path) -> None:
