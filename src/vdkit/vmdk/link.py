@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from vdkit.block.device import BlockDevice, WritableDevice
-from vdkit.errors import CorruptDisk, FormatError, LimitExceeded, NotADisk, NotSupported
+from vdkit.errors import CorruptDisk, FormatError, NotADisk, NotSupported
 from vdkit.vmdk import cowd
 from vdkit.vmdk.cid import NO_PARENT
 from vdkit.vmdk.cowd import CowdExtent
@@ -212,9 +212,3 @@ class _Opener:
             self.notes.append(
                 f"{name}: not closed properly when it was last written; check the guest's file systems"
             )
-
-
-def check_size(descriptor: Descriptor, where: str) -> None:
-    """A disk larger than any product's is a damaged descriptor."""
-    if descriptor.sectors > 1 << 53:
-        raise LimitExceeded(f"{where}: a disk of {descriptor.sectors} sectors is over the limit of {1 << 53}")

@@ -169,7 +169,7 @@ class Tables:
             while piece[position] == 0:
                 position += 1
             first = piece[position]
-            end = _contiguous(piece, position, stop, table_sectors)
+            end = _run_end(piece, position, stop, table_sectors)
             yield from self._with_data(base + position, first, end - position)
             position = end
 
@@ -191,31 +191,35 @@ class Tables:
             yield from range(index + begin, index + done)
 
 
-def _contiguous(piece: array[int], start: int, stop: int, step: int) -> int:
-    """End of the run of entries from ``start`` that grow by ``step``."""
-    first = piece[start]
-    length = 1
-    while start + length < stop:
-        trial = min(length * 2, stop - start)
-        if not follows(piece, start, trial, first, step):
+def _run_end(entries: array[int], start: int, stop: int, step: int) -> int:
+    """End of the run from ``start`` in which every entry is ``step`` more than the one before.
+
+    Compared in stretches that grow while they match and are halved once they do not: a run of thousands
+    takes a handful of steps.
+    """
+    first = entries[start]
+    low = high = 1
+    while start + low < stop:
+        high = min(low * 2, stop - start)
+        if not _follows(entries, start + low, high - low, first + low * step, step):
             break
-        length = trial
-    low, high = length, min(length * 2, stop - start)
+        low = high
     while low < high:
         middle = (low + high + 1) // 2
-        if follows(piece, start, middle, first, step):
+        if _follows(entries, start + low, middle - low, first + low * step, step):
             low = middle
         else:
             high = middle - 1
     return start + low
 
 
-def follows(entries: array[int], start: int, count: int, first: int, step: int) -> bool:
+def _follows(entries: array[int], start: int, count: int, first: int, step: int) -> bool:
     """True if ``count`` entries from ``start`` on are ``first``, ``first + step``, ..."""
     last = first + (count - 1) * step
-    if entries[start + count - 1] != last or last > 0xFFFFFFFF:
+    if last > 0xFFFFFFFF or entries[start] != first or entries[start + count - 1] != last:
         return False
-    return entries[start : start + count] == array("I", range(first, last + 1, step))
+    expected = array("I", range(first, last + 1, step)) if step else array("I", [first]) * count
+    return entries[start : start + count] == expected
 
 
 def runs(entries: array[int], start: int, stop: int, step: int) -> Iterator[tuple[int, int, int]]:
@@ -227,14 +231,7 @@ def runs(entries: array[int], start: int, stop: int, step: int) -> Iterator[tupl
     position = start
     while position < stop:
         first = entries[position]
-        if first <= 1:
-            end = position + 1
-            while end < stop and entries[end] == first:
-                end += 1
-        elif position + 1 < stop and entries[position + 1] == first + step:
-            end = _contiguous(entries, position, stop, step)
-        else:
-            end = position + 1
+        end = _run_end(entries, position, stop, step if first > 1 else 0)
         yield position, end - position, first
         position = end
 
