@@ -277,7 +277,7 @@ def test_what_the_kernel_refuses_is_named(store: FolderStore, monkeypatch: pytes
 
 
 def test_a_block_device_has_a_fixed_size(store: FolderStore) -> None:
-    from vdkit.block.local import FileDevice
+    from vdkit.block.file import FileDevice
 
     store.create("a", 4096).close()
     descriptor = os.open(store.name + "/a", os.O_RDWR)
