@@ -22,6 +22,7 @@ from vdkit.backup import (
     restore_disk,
     verify,
 )
+from vdkit.block.compare import compare
 from vdkit.block.copy import CopyProgress
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import RangeSet
@@ -137,6 +138,28 @@ def test_a_scan_stores_exactly_what_differs(repository: Repository) -> None:
     assert phases == {Phase.COMPARE, Phase.COPY}
     assert restored(repository, point) == content(disk)
     assert verify(repository).ok
+
+
+def test_bareos_2009_disks_beyond_two_tebibytes(repository: Repository) -> None:
+    tebi = 1 << 40
+    size = 3 * tebi + 512
+    places = (0, tebi - 256, 2 * tebi - 512, 2 * tebi, 2 * tebi + (128 << 30), size - 512)
+    disk = MemoryDevice(size)
+    for place in places:
+        disk.write_from(place, b"first" * 60)
+    first = backup(repository, disk, Method.FULL)
+    changed = RangeSet((place, 300) for place in places[1:])
+    for place, _ in changed:
+        disk.write_from(place, b"later" * 60)
+    second = backup(repository, disk, Method.CHANGES, changed)
+    third = backup(repository, disk, Method.SCAN)
+    assert third.disk(KEY).changed == 0
+    assert verify(repository).ok
+    target = MemoryDevice(size)
+    restore_disk(repository, second, KEY, target, target_is_zero=True)
+    assert compare(target, disk) is None
+    with open_point(repository, first, KEY) as before:
+        assert compare(before, disk) == places[1]
 
 
 def test_scattered_changes_and_several_disks_in_one_point(repository: Repository) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +18,7 @@ from vdkit.backup.names import LOCK_FILE
 from vdkit.block.local import FolderStore
 from vdkit.block.memory import MemoryStore
 from vdkit.block.store import Store
-from vdkit.errors import ExitCode, RepositoryLocked
+from vdkit.errors import ExitCode, OutsideStore, RepositoryLocked
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -108,3 +110,26 @@ def test_a_killed_process_frees_the_folder(tmp_path: Path) -> None:
     notices: list[str] = []
     locks.acquire(FolderStore(tmp_path), notices.append).release()
     assert len(notices) == 1
+
+
+def test_a_file_system_without_flock_is_locked_by_the_file_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    store = FolderStore(tmp_path)
+    held = locks.acquire(store, print)
+    with pytest.raises(RepositoryLocked, match="remove"):
+        locks.acquire(store, print)
+    held.release()
+    locks.acquire(store, print).release()
+    assert store.list() == []
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).symlink_to(tmp_path / "victim")
+    with pytest.raises(OutsideStore, match="not followed"):
+        locks.acquire(FolderStore(tmp_path), print)
+    assert not (tmp_path / "victim").exists()

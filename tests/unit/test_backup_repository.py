@@ -58,11 +58,24 @@ def test_a_repository_is_made_once(store: Store) -> None:
     assert store.list() == [names.FORMAT_FILE]
 
 
+def test_only_an_empty_folder_becomes_a_repository(store: Store) -> None:
+    write_object(store, "repository.json.0011223344556677.partial", b"{")  # a killed creation's
+    made = Repository.open_or_create(store)
+    assert Repository.open_or_create(store).id == made.id == Repository.open(store).id
+    assert store.list() == [names.FORMAT_FILE]
+    other = MemoryStore()
+    write_object(other, "holiday.jpg", b"x")
+    with pytest.raises(RepositoryMissing):
+        Repository.open_or_create(other)
+    assert other.list() == ["holiday.jpg"]
+
+
 def test_unknown_versions_and_formats_are_refused() -> None:
     for content, error in (
         (b'{"format": "vdkit-backup-repository", "version": 2}', UnsupportedVersion),
         (b'{"format": "restic", "version": 1}', FormatError),
         (b"", FormatError),
+        (b'{"format": "vdkit-backup-repository", "version": 1, "id": "../x"}', FormatError),
         (b'{"format": "vdkit-backup-repository", "version": true}', FormatError),
     ):
         store = MemoryStore()

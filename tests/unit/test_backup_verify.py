@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -105,7 +106,25 @@ def test_a_whole_repository_verifies(copy: Copy) -> None:
     assert only.files == 2, "the point and what it stands on"
 
 
-def test_a_flipped_bit_is_named_by_disk_offset_length_file_and_point(copy: Copy) -> None:
+def test_a_damage_tells_which_points_it_spoils(copy: Copy) -> None:
+    flip(copy.vmdk(1), copy.vmdk(1).stat().st_size // 2)
+    report = verify(copy.repository)
+    assert {d.point for d in report.damages} == {copy.points[1].id}
+    assert report.affected == tuple(p.id for p in copy.points[1:])
+    assert verify(copy.repository, [copy.points[0]]).ok
+    assert not verify(copy.repository, [copy.points[2]]).ok
+
+
+def test_a_lost_manifest_is_noticed_and_an_unfinished_point_is_not_one(copy: Copy) -> None:
+    copy.manifest(2).rename(copy.manifest(2).with_suffix(".json.partial"))
+    assert copy.damages() == []
+    copy.manifest(2).with_suffix(".json.partial").unlink()
+    (damage,) = copy.damages()
+    assert damage.point == copy.points[2].id
+    assert "the manifest is missing" in damage.what
+
+
+def test_virtnbdbackup_134_a_flipped_bit_is_named_by_disk_offset_length_file_and_point(copy: Copy) -> None:
     # Random data does not shrink: the grain of disk offset 10 MiB of the third point lies in the middle.
     flip(copy.vmdk(2), copy.vmdk(2).stat().st_size // 2)
     (damage,) = copy.damages()
@@ -178,7 +197,7 @@ def test_an_edited_manifest_is_found(copy: Copy) -> None:
     path.write_text(path.read_text().replace('"crash"', '"quiesced"'))
     (damage,) = copy.damages()
     assert "changed after it was written" in damage.what
-    assert path.name in damage.what
+    assert (damage.point, damage.file) == (copy.points[2].id, path.name)
 
 
 def test_a_manifest_made_to_agree_with_itself_does_not_agree_with_the_files(copy: Copy) -> None:
@@ -208,6 +227,23 @@ def test_a_link_put_in_place_of_a_file_is_not_followed(copy: Copy) -> None:
     copy.vmdk(2).symlink_to(elsewhere)
     (damage,) = copy.damages()
     assert "symbolic link" in damage.what
+
+
+def test_a_descriptor_in_place_of_a_file_cannot_lead_elsewhere(copy: Copy) -> None:
+    """Even by somebody who can make a manifest agree with it."""
+    (copy.folder / "other.raw").write_bytes(b"secret".ljust(SIZE, b"."))
+    record = copy.points[0].disk(KEY)
+    text = (
+        f"# Disk DescriptorFile\nversion=1\nCID={record.cid:08x}\nparentCID=ffffffff\n"
+        f'createType="monolithicFlat"\nRW {SIZE // 512} FLAT "other.raw" 0\n'
+    ).encode()
+    copy.vmdk(0).write_bytes(text)
+    disks = json.loads(copy.manifest(0).read_text())["disks"]
+    disks[0]["file"] |= {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    rewrite(copy.manifest(0), disks=disks)
+    point = Copy(copy.folder.parent).points[0]
+    with pytest.raises(PointInvalid, match="is not disk-2000"):
+        open_point(copy.repository, point, KEY)
 
 
 def test_a_verification_can_be_cancelled(copy: Copy) -> None:

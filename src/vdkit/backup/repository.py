@@ -106,8 +106,8 @@ class Repository:
                 f"{store.name}: this is a repository already", remedy="use it as it is"
             ) from error
         for name in store.list():
-            if name.startswith(f"{names.FORMAT_FILE}.") and name.endswith(names.PARTIAL):
-                store.remove(name)  # a killed run's
+            if _is_unfinished_mark(name):
+                store.remove(name)
         return cls(store, new_id)
 
     @classmethod
@@ -121,19 +121,20 @@ class Repository:
                 f"{store.name}: there is no repository here ({names.FORMAT_FILE} is missing)",
                 remedy="check the path; the first backup to a new folder makes one",
             ) from error
+        return cls(store, _read_mark(data, where))
+
+    @classmethod
+    def open_or_create(cls, store: Store) -> Repository:
+        """Open, or create in a store that holds nothing but what a killed creation left there.
+
+        A mistyped path must not be filled with backups: anything else there raises RepositoryMissing.
+        """
         try:
-            fields = Fields(parse(data, where), where)
-            name, version = fields.text("format"), fields.integer("version")
-        except PointInvalid as error:
-            raise FormatError(f"{error.message}: not the mark of a repository") from error
-        if name != FORMAT:
-            raise FormatError(f"{where}: the format is {name!r}, not {FORMAT!r}")
-        if version != VERSION:
-            raise UnsupportedVersion(
-                f"{where}: the repository has version {version}, this program knows {VERSION}",
-                remedy="use a newer vdkit",
-            )
-        return cls(store, fields.matching("id", lambda v: _ID.fullmatch(v) is not None, "a repository's id"))
+            return cls.open(store)
+        except RepositoryMissing:
+            if not all(_is_unfinished_mark(name) for name in store.list()):
+                raise
+        return cls.create(store)
 
     @property
     def id(self) -> str:
@@ -160,6 +161,20 @@ class Repository:
     def folder_of(self, vm_uuid: str) -> str | None:
         return next((f for f in self.folders() if names.folder_uuid(f) == vm_uuid), None)
 
+    def ids(self, folder: str) -> list[str]:
+        """Ids of the complete points of one VM, whether their manifests can be read or not."""
+        entries = self.folder_store(folder).list()
+        return [p for p in map(names.point_of_manifest, entries) if p is not None]
+
+    def lost_ids(self, folder: str) -> list[str]:
+        """Ids of points that were complete once, because they have files, but whose manifest is gone."""
+        store = self.folder_store(folder)
+        entries = store.list()
+        begun = {p for p in map(names.point_of_file, entries) if p is not None}
+        known = {p for name in entries if (p := names.point_of_manifest(name.removesuffix(names.PARTIAL)))}
+        # A run that ends just now may have slipped through the listing.
+        return sorted(p for p in begun - known if not store.exists(names.manifest_file(p)))
+
     def points(
         self, vm: str | None = None, *, invalid: Callable[[VixError], None] | None = None
     ) -> list[Point]:
@@ -179,10 +194,7 @@ class Repository:
     ) -> list[Point]:
         """Complete points of one VM, oldest first."""
         found: list[Point] = []
-        for name in self.folder_store(folder).list():
-            point_id = names.point_of_manifest(name)
-            if point_id is None:
-                continue
+        for point_id in self.ids(folder):
             try:
                 found.append(self.load(folder, point_id))
             except (PointInvalid, LimitExceeded) as error:
@@ -212,9 +224,8 @@ class Repository:
         ids = [
             (folder, point_id)
             for folder in self.folders()
-            for name in self.folder_store(folder).list()
-            if (point_id := names.point_of_manifest(name)) is not None
-            and (point_id.startswith(text) or point_id.endswith(text))
+            for point_id in self.ids(folder)
+            if point_id.startswith(text) or point_id.endswith(text)
         ]
         if not ids:
             raise PointNotFound(
@@ -263,6 +274,27 @@ class Repository:
         except VixError as error:
             return error.message
         return None
+
+
+def _is_unfinished_mark(name: str) -> bool:
+    return name.startswith(f"{names.FORMAT_FILE}.") and name.endswith(names.PARTIAL)
+
+
+def _read_mark(data: bytes, where: str) -> str:
+    """The id of the repository that the mark is of."""
+    try:
+        fields = Fields(parse(data, where), where)
+        name, version = fields.text("format"), fields.integer("version")
+        if name != FORMAT:
+            raise FormatError(f"{where}: the format is {name!r}, not {FORMAT!r}")
+        if version != VERSION:
+            raise UnsupportedVersion(
+                f"{where}: the repository has version {version}, this program knows {VERSION}",
+                remedy="use a newer vdkit",
+            )
+        return fields.matching("id", lambda v: _ID.fullmatch(v) is not None, "a repository's id")
+    except PointInvalid as error:
+        raise FormatError(f"{error.message}: not the mark of a repository") from error
 
 
 def check_size(store: Store, record: FileRecord) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vdkit.backup import diskmap
+from vdkit.backup import diskmap, names
 from vdkit.backup.diskmap import BLOCK, GRAIN, DiskMap, WindowHasher
 from vdkit.backup.document import read_object
 from vdkit.backup.hashing import NullWriter, object_sha256
@@ -24,10 +24,16 @@ from vdkit.block.copy import CopyProgress, copy
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import RangeSet
 from vdkit.block.workers import CancelToken
-from vdkit.errors import BackupError, FormatError, StoreError, VerifyFailed, VixError
+from vdkit.errors import BackupError, FormatError, StoreError, VerifyFailed
 
 #: What reading may fail with when stored bytes are not what they were.
 _DAMAGED = (FormatError, StoreError, BackupError)
+
+
+#: Folder, point and disk.
+_Key = tuple[str, str, int]
+#: Offset, length, and what is wrong there.
+_Bad = tuple[int, int, str]
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ class Damage:
 class VerifyReport:
     """``files`` VMDKs of ``points`` points were read.
 
-    ``stored`` counts bytes of files, ``checked`` bytes of virtual disks.
+    ``stored`` counts bytes of files, ``checked`` bytes of virtual disks; ``affected`` are the ids of points
+    that a damage makes unfit, because they hold it or stand on it.
     """
 
     points: int
@@ -59,6 +66,7 @@ class VerifyReport:
     checked: int
     seconds: float
     damages: tuple[Damage, ...]
+    affected: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
@@ -103,6 +111,7 @@ def verify(
         checked=check.checked,
         seconds=time.monotonic() - began,
         damages=tuple(check.damages),
+        affected=check.affected_of(chosen),
     )
 
 
@@ -117,30 +126,47 @@ class _Verification:
         self._progress = progress
         self._cancel = cancel
         self._done = self._total = 0
+        self._needed_by: dict[_Key, list[str]] = {}
         self.damages: list[Damage] = []
+        self.affected: set[str] = set()
         self.stored = self.checked = 0
 
     def all_points(self) -> list[Point]:
-        def unreadable(error: VixError) -> None:
-            self.damages.append(Damage("?", None, self._repository.name, 0, 0, error.message))
-
-        return self._repository.points(invalid=unreadable)
+        found: list[Point] = []
+        for folder in self._repository.folders():
+            for point_id in self._repository.ids(folder):
+                try:
+                    found.append(self._repository.load(folder, point_id))
+                except _DAMAGED as error:
+                    self._add_manifest(point_id, error.message)
+            for point_id in self._repository.lost_ids(folder):
+                self._add_manifest(
+                    point_id, f"the manifest is missing in {folder}, its other files are there"
+                )
+        return found
 
     def collect(self, points: list[Point]) -> list[Link]:
         """Every link that the points need, once, each after the one below it."""
-        found: dict[tuple[str, str, int], Link] = {}
+        found: dict[_Key, Link] = {}
         for point in points:
             for disk in point.manifest.disks:
                 try:
                     chain = self._repository.chain(point, disk.key)
                 except _DAMAGED as error:
-                    manifest = f"{point.id}.json"
-                    self.damages.append(Damage(point.id, disk.key, manifest, 0, disk.capacity, error.message))
+                    file = names.manifest_file(point.id)
+                    self._add(Link(point, disk), file, 0, disk.capacity, error.message)
                     chain = [Link(point, disk)]
                 for link in reversed(chain):
-                    found.setdefault((link.point.folder, link.point.id, link.disk.key), link)
+                    key = _key(link)
+                    found.setdefault(key, link)
+                    self._needed_by.setdefault(key, []).append(point.id)
         self._total = 2 * sum(link.disk.file.size for link in found.values())
         return list(found.values())
+
+    def affected_of(self, points: list[Point]) -> tuple[str, ...]:
+        """In the order of ``points``; what is not among them (it could not be read) last."""
+        known = [point.id for point in points if point.id in self.affected]
+        return (*known, *sorted(self.affected.difference(known)))
 
     def verify_link(self, link: Link) -> None:
         size = link.disk.file.size
@@ -150,7 +176,8 @@ class _Verification:
         self._tell(link, start + size)
         disk_map = self._read_map(link)
         bad = [] if disk_map is None else self._bad_ranges(link, disk_map, start + size)
-        self.damages += bad
+        for offset, length, what in bad:
+            self._add(link, link.disk.file.name, offset, length, what)
         if file_damage is not None and not bad:
             # Nothing in the disk's content shows it, or the content could not be compared.
             self._add(link, link.disk.file.name, 0, link.disk.capacity, file_damage)
@@ -165,6 +192,11 @@ class _Verification:
 
     def _add(self, link: Link, file: str, offset: int, length: int, what: str) -> None:
         self.damages.append(Damage(link.point.id, link.disk.key, file, offset, length, what))
+        self.affected.update(self._needed_by.get(_key(link), [link.point.id]))
+
+    def _add_manifest(self, point_id: str, what: str) -> None:
+        self.damages.append(Damage(point_id, None, names.manifest_file(point_id), 0, 0, what))
+        self.affected.add(point_id)
 
     def _file_damage(self, link: Link, record: FileRecord) -> str | None:
         store = self._repository.folder_store(link.point.folder)
@@ -195,26 +227,27 @@ class _Verification:
         self._add(link, record.name, 0, disk.capacity, damage)
         return None
 
-    def _bad_ranges(self, link: Link, disk_map: DiskMap, start: int) -> list[Damage]:
+    def _bad_ranges(self, link: Link, disk_map: DiskMap, start: int) -> list[_Bad]:
         """Ranges in which the disk, at this point, does not read as it was stored."""
-        file, size = link.disk.file.name, link.disk.file.size
+        size = link.disk.file.size
 
         def tell(state: CopyProgress) -> None:
             if state.total:
                 self._tell(link, start + size * state.done // state.total)
 
-        def damage(offset: int, length: int, what: str) -> Damage:
-            return Damage(link.point.id, link.disk.key, file, offset, length, what)
-
         try:
             device = open_point(self._repository, link.point, link.disk.key)
         except _DAMAGED as error:
-            return [damage(0, link.disk.capacity, error.message)]
+            return [(0, link.disk.capacity, error.message)]
         with device:
             self.checked += disk_map.ranges.total
             if _all_right(device, disk_map, tell, self._cancel):
                 return []
-            return [damage(*found) for found in _find_bad(device, disk_map, self._cancel)]
+            return list(_find_bad(device, disk_map, self._cancel))
+
+
+def _key(link: Link) -> _Key:
+    return link.point.folder, link.point.id, link.disk.key
 
 
 def _all_right(
@@ -241,9 +274,7 @@ def _all_right(
     return hasher.finish().hashes == disk_map.hashes
 
 
-def _find_bad(
-    device: BlockDevice, disk_map: DiskMap, cancel: CancelToken | None
-) -> Iterator[tuple[int, int, str]]:
+def _find_bad(device: BlockDevice, disk_map: DiskMap, cancel: CancelToken | None) -> Iterator[_Bad]:
     """The slow way, once it is known that something is wrong: window by window."""
     buffer = bytearray(BLOCK)
     for covered, expected in disk_map.windows():
@@ -263,7 +294,7 @@ def _find_bad(
             yield first, covered.end - first, "the content's SHA-256 is not the one in the map"
 
 
-def _unreadable(device: BlockDevice, covered: RangeSet) -> Iterator[tuple[int, int, str]]:
+def _unreadable(device: BlockDevice, covered: RangeSet) -> Iterator[_Bad]:
     """The grains of a window that cannot be read."""
     buffer = bytearray(GRAIN)
     for offset, length in covered.split(GRAIN):
