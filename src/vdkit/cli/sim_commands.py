@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
 from pathlib import Path
@@ -36,7 +37,8 @@ def add_to(app: typer.Typer) -> None:
     )
     sim.callback(invoke_without_command=True)(run_host)
     sim.command("guest")(guest)
-    app.add_typer(sim, name="sim")
+    # Left to itself a group takes only the first paragraph, without the example.
+    app.add_typer(sim, name="sim", help=inspect.getdoc(run_host))
 
 
 def run_host(
@@ -62,7 +64,7 @@ def run_host(
     password_fd: PasswordFdOption = None,
     power_on: Annotated[bool, typer.Option("--power-on", help="Start every machine.")] = False,
 ) -> None:
-    """Run a simulated host until interrupted, and print the settings that clients need.
+    """Run a simulated ESXi or vCenter host until interrupted; prints the settings for clients.
 
     Without a password file a password is made and printed with the settings.
 
