@@ -226,9 +226,7 @@ def _from_network(error: BaseException, where: str, what: str) -> VixError:
         case TimeoutError():
             return DeadlineExceeded(f"{prefix}: no answer in the time allowed", remedy=firewall)
         case ssl.SSLError():
-            return ProtocolError(
-                f"{prefix}: TLS failed: {_reason(error)}", remedy="is this an HTTPS port?"
-            )
+            return ProtocolError(f"{prefix}: TLS failed: {_reason(error)}", remedy="is this an HTTPS port?")
         case ConnectionRefusedError():
             return ConnectionRefused(f"{prefix}: connection refused", remedy=firewall)
         case socket.gaierror():

@@ -22,6 +22,7 @@ SHOWN: Final = 5
 #: Folders nested in each other; a bound against loops in what a server says.
 MAX_DEPTH: Final = 256
 
+_IDENTITY: Final = ("name", "parent", "parentVApp", "config.instanceUuid", "config.uuid")
 _FOLDERS: Final = {
     vim.Folder: ("name", "parent"),
     vim.Datacenter: ("name", "parent"),
@@ -31,10 +32,7 @@ _FOLDERS: Final = {
 
 def list_machines(session: Session) -> list[VirtualMachine]:
     """All the virtual machines, sorted by inventory path."""
-    rows = of_all(session, {vim.VirtualMachine: MACHINE_PROPERTIES, **_FOLDERS}, "list the machines")
-    folders = {row.moref: row for row in rows if row.kind != "VirtualMachine"}
-    found = [machine(row, _path(row, folders)) for row in rows if row.kind == "VirtualMachine"]
-    return sorted(found, key=lambda vm: (vm.path, vm.moref))
+    return _listed(session, MACHINE_PROPERTIES)
 
 
 def get_machine(session: Session, moref: str) -> VirtualMachine:
@@ -42,6 +40,19 @@ def get_machine(session: Session, moref: str) -> VirtualMachine:
     row = of_one(session, vim.VirtualMachine, moref, MACHINE_PROPERTIES, f"look at machine {moref}")
     folders = {row.moref: row for row in of_all(session, dict(_FOLDERS), "list the folders")}
     return machine(row, _path(row, folders))
+
+
+def _look(session: Session, moref: str, path: str) -> VirtualMachine:
+    row = of_one(session, vim.VirtualMachine, moref, MACHINE_PROPERTIES, f"look at machine {moref}")
+    return machine(row, path)
+
+
+def _listed(session: Session, properties: Sequence[str]) -> list[VirtualMachine]:
+    """All the machines, described by those properties only."""
+    rows = of_all(session, {vim.VirtualMachine: properties, **_FOLDERS}, "list the machines")
+    folders = {row.moref: row for row in rows if row.kind != "VirtualMachine"}
+    found = [machine(row, _path(row, folders)) for row in rows if row.kind == "VirtualMachine"]
+    return sorted(found, key=lambda vm: (vm.path, vm.moref))
 
 
 def find_machine(session: Session, text: str) -> VirtualMachine:
@@ -56,11 +67,12 @@ def find_machine(session: Session, text: str) -> VirtualMachine:
         raise UsageError(f"{text!r} names no machine")
     if kind == "moref":
         return get_machine(session, value)
-    machines = list_machines(session)
+    # What tells machines apart is a hundredth of their configurations, and inventories are large.
+    machines = _listed(session, _IDENTITY)
     for matches in _ways(kind, value, text):
         found = [vm for vm in machines if matches(vm)]
         if len(found) == 1:
-            return found[0]
+            return _look(session, found[0].moref, found[0].path)
         if found:
             raise _ambiguous(session, text, found)
     raise _not_found(session, value if kind in ("uuid", "name") else text, machines)

@@ -33,6 +33,8 @@ MAX_NAME: Final = 80
 #: Seconds between two attempts while the machine is busy: first, longest.
 BUSY_FIRST: Final = 1.0
 BUSY_LONGEST: Final = 30.0
+#: Seconds that a removal is tried again while something else holds the machine; moving it takes so long.
+REMOVE_BUSY_DEADLINE: Final = 1800.0
 #: Seconds a quiesced snapshot may take before the caller is told.
 CREATE_DEADLINE: Final = 1800.0
 
@@ -105,11 +107,12 @@ def remove(
 ) -> None:
     """Remove a snapshot (not those made on top of it) and wait until its disks are merged.
 
-    A snapshot that is gone already is fine. While the machine is busy it is tried again until ``deadline``
-    (seconds). Raises SnapshotFailed and what the host refuses.
+    A snapshot that is gone already is fine. While the machine is busy it is tried again for a while.
+    ``deadline`` (seconds) bounds all of it. Raises SnapshotFailed and what the host refuses.
     """
     what = f"remove snapshot {moref} of {vm.name} ({vm.moref})"
     until = time.monotonic() + deadline
+    busy_until = min(until, time.monotonic() + REMOVE_BUSY_DEADLINE)
     pause = BUSY_FIRST
     snapshot = session.managed(vim.vm.Snapshot, moref)
     while True:
@@ -122,7 +125,7 @@ def remove(
         except VixError as error:
             # Busy, or the connection went in the middle: then the removal may be under way, and asking again
             # finds it running (busy) or done (not found).
-            if not error.retryable or time.monotonic() + pause > until:
+            if not error.retryable or time.monotonic() + pause > busy_until:
                 raise
         session.sleep(pause)
         pause = min(pause * 2, BUSY_LONGEST)
