@@ -6,6 +6,7 @@ The same idea as trio's nursery, with threads: leaving the ``with`` block means 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import ParamSpec, Self
@@ -88,21 +89,25 @@ class WorkerScope:
         self._name = name
         self.token = CancelToken(cancel)
         self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
+        self._threads: list[tuple[threading.Thread, threading.Event]] = []
         self._error: BaseException | None = None
 
     def spawn(self, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Run ``work`` in a thread of this scope."""
+
+        done = threading.Event()
 
         def run() -> None:
             try:
                 work(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001  carried to the thread that leaves the scope
                 self._fail(error)
+            finally:
+                done.set()
 
         thread = threading.Thread(target=run, name=f"{self._name}-{len(self._threads)}")
-        self._threads.append(thread)
         thread.start()
+        self._threads.append((thread, done))
 
     @property
     def error(self) -> BaseException | None:
@@ -121,14 +126,20 @@ class WorkerScope:
     def join(self) -> None:
         """Wait for the workers started so far; an interruption cancels them and still waits."""
         interrupted: BaseException | None = None
-        for thread in list(self._threads):
-            while thread.ident is not None and thread.is_alive():
+        for thread, done in list(self._threads):
+            while True:
                 try:
+                    # Python 3.11 takes a thread for finished when its join() is interrupted, so the worker
+                    # itself has to say when it is: join() is only for the last few instructions.
+                    done.wait()
                     thread.join()
+                    break
                 except KeyboardInterrupt as error:
                     interrupted = error
                     self.token.cancel()
         if interrupted is not None:
+            while any(thread in threading.enumerate() for thread, _ in self._threads):
+                time.sleep(0.001)
             raise interrupted
 
     def __enter__(self) -> Self:
