@@ -204,6 +204,16 @@ def test_updates_enter_modify_leave(simulated_host_factory: Factory) -> None:
             collector.WaitForUpdatesEx(third.version, quick)
 
 
+def test_an_object_that_is_gone_leaves_its_filter(simulated_host: SimulatedHost) -> None:
+    quick = PC.WaitOptions(maxWaitSeconds=0)
+    with logged_in(simulated_host) as service:
+        collector = service.RetrieveContent().propertyCollector
+        collector.CreateFilter(one_spec(find_vm(service), "name"), True)
+        first = collector.WaitForUpdatesEx("", quick)
+        simulated_host.machine("vm1").destroy()
+        assert changes(collector.WaitForUpdatesEx(first.version, quick)) == [("leave", "1", {})]
+
+
 def test_updates_come_in_bounded_pieces(simulated_host_factory: Factory) -> None:
     host = simulated_host_factory(machines=5)
     with logged_in(host) as service:

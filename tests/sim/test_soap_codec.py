@@ -13,6 +13,7 @@ from simclients import envelope
 
 from vdkit.sim.soap import codec
 from vdkit.sim.soap.dispatch import reply_version, service_versions
+from vdkit.sim.soap.world import fault_named
 
 V8 = "vim.version.v8_0_3_0"
 
@@ -183,6 +184,24 @@ def test_a_fault_is_read_back_with_its_text_and_fields() -> None:
     assert isinstance(back, vmodl.fault.ManagedObjectNotFound)
     assert back.msg == "gone & <away>"
     assert back.obj._moId == "vm-1"
+
+
+def fault_names() -> list[str]:
+    names = [name for name in VmomiSupport._dataDefMap if name.startswith(("vim.fault.", "vmodl.fault."))]
+    return sorted(name for name in names if issubclass(VmomiSupport.GetVmodlType(name), vmodl.MethodFault))
+
+
+def test_every_fault_of_the_tables_can_be_raised_and_read_back() -> None:
+    names = fault_names()
+    assert len(names) > 300
+    for name in names:
+        kind = VmomiSupport.GetVmodlType(name)
+        if not VmomiSupport.IsChildVersion(V8, kind._version):
+            continue
+        back = read_back(codec.write_fault(fault_named(name), V8), object)
+        assert type(back) is kind
+        info = vim.TaskInfo(key="t", task=vim.Task("t"), error=fault_named(name))
+        assert type(read_back(reply(info, vim.TaskInfo), vim.TaskInfo).error) is kind
 
 
 @pytest.mark.parametrize(

@@ -202,13 +202,18 @@ def write_fault(fault: Any, version: str) -> bytes:
 def _copy_without_message(fault: Any) -> Any:
     kind = type(fault)
     fields = {p.name: getattr(fault, p.name) for p in kind._GetPropertyList() if p.name != "msg"}
-    return kind(**{name: value for name, value in fields.items() if value is not None})
+    return kind(**{name: value for name, value in fields.items() if not _is_unset(value)})
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and not value)
 
 
 def _serializer(out: StringIO, version: str) -> Any:
     serializer = SoapAdapter.SoapSerializer(out, version, dict(_NAMESPACES))
     serializer.outermostAttrs = ""
     qualified, serialize = serializer._QName, serializer._Serialize
+    serialize_object = serializer._SerializeDataObject
 
     def qualified_name(kind: Any, default: str) -> tuple[str, str]:
         attribute, name = qualified(kind, default)
@@ -222,13 +227,39 @@ def _serializer(out: StringIO, version: str) -> Any:
             return
         serialize(value, info, default)
 
+    def serialize_data(value: Any, info: Any, attribute: str, default: str) -> None:
+        if not isinstance(value, SoapAdapter.LocalizedMethodFault):
+            serialize_object(value, info, attribute, default)
+            return
+        # The library copies a fault field by field and stumbles over required ones that are unset.
+        if info.type is not SoapAdapter.LocalizedMethodFault:
+            more, name = qualified_name(SoapAdapter.LocalizedMethodFault, default)
+            attribute += f'{more} {serializer.xsiPrefix}type="{name}"'
+        out.write(f"<{info.name}{attribute}>")
+        field = value._GetPropertyInfo("fault")
+        serialize_object(_copy_without_message(value.fault), field, "", default)
+        serialize_value(value.localizedMessage, value._GetPropertyInfo("localizedMessage"), default)
+        out.write(f"</{info.name}>")
+
     serializer._QName = qualified_name
     serializer._Serialize = serialize_value
+    serializer._SerializeDataObject = serialize_data
     return serializer
 
 
 def default_of(kind: Any) -> Any:
-    """A value for a required field that nobody set: zero, the first of an enumeration, an empty object."""
+    """A value for a required field that nobody set: zero, the first of an enumeration, an empty object.
+
+    A reference leads nowhere then: its id is empty.
+    """
+    if kind is object:
+        return ""
+    if kind is type:
+        return VmomiSupport.ManagedObject
+    if kind is VmomiSupport.ManagedMethod:
+        return VmomiSupport.GetWsdlMethod(NAMESPACE, "CurrentTime")
+    if issubclass(kind, VmomiSupport.ManagedObject):
+        return kind("")
     if issubclass(kind, list | VmomiSupport.DataObject):
         return kind()
     if issubclass(kind, VmomiSupport.Enum):

@@ -17,6 +17,7 @@ from vdkit.sim.soap.faults import (
     method_not_found,
     not_authenticated,
     not_found,
+    system_error,
 )
 from vdkit.sim.soap.objects import Call, Client, Managed
 from vdkit.sim.soap.sessions import Session
@@ -53,7 +54,15 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - a client always gets a fault, never a broken connection
             if not isinstance(error, codec.BadRequest):
                 self._world.note_error(error)
-            return SoapReply(500, codec.write_fault(as_fault(error), version))
+            return SoapReply(500, self._fault(error, version))
+
+    def _fault(self, error: Exception, version: str) -> bytes:
+        try:
+            return codec.write_fault(as_fault(error), version)
+        except (TypeError, ValueError, KeyError, AttributeError) as broken:
+            # A fault with fields that its type does not take: our mistake, but still one that is answered.
+            self._world.internal_errors.append(broken)
+            return codec.write_fault(system_error(f"{type(error).__name__}: {broken}"), version)
 
     def _answer(
         self, request: codec.Request, cookie: str | None, client: Client, cookies: list[str]
@@ -71,6 +80,9 @@ class Dispatcher:
             raise method_not_found(request.target, request.name)
         self._check(request)
         value = handler(Call(session or _NOBODY, request.arguments, client, cookies))
+        if session is not None:
+            # A call that waited for long has kept its session alive.
+            self._world.sessions.touch(session)
         return value, request.method.result, request.method.resultFlags
 
     def _check(self, request: codec.Request) -> None:

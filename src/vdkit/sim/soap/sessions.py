@@ -108,10 +108,14 @@ class Sessions:
                 del self._sessions[session.key]
                 session.close()
                 return None
-            session.last_active = now
-            session.last_active_time = self._clock.now()
             session.calls += 1
+            self.touch(session)
             return session
+
+    def touch(self, session: Session) -> None:
+        """It was used just now."""
+        session.last_active = self._clock.monotonic()
+        session.last_active_time = self._clock.now()
 
     def close(self, session: Session) -> None:
         with self._lock:
