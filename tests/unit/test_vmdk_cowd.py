@@ -133,7 +133,7 @@ def test_an_entry_of_one_is_zeroes() -> None:
     write_new(file, SECTORS)
     with CowdExtent(file, capacity=CAPACITY) as extent:
         extent.write_from(0, b"x" * 1024)
-    file = Kept.from_bytes(bytes(_all(file)), name="d-delta.vmdk")  # type: ignore[assignment]
+    file = Kept.from_bytes(bytes(_all(file)), name="d-delta.vmdk")
     file.write_from(5 * 512, struct.pack("<I", 1))
     with CowdExtent(file, capacity=CAPACITY) as extent:
         seen = bytearray(b"?" * 1024)

@@ -69,9 +69,7 @@ def test_edits_add_where_they_belong() -> None:
     text = made.to_bytes().decode()
     again = parse(text.encode())
     assert again.parent_hint == "base.vmdk"
-    assert (
-        text.index("parentFileNameHint") < text.index("# Extent description")
-    )
+    assert text.index("parentFileNameHint") < text.index("# Extent description")
     assert text.rstrip().endswith('ddb.comment = "hello"')
     assert 'ddb.adapterType = "ide"' in text
     assert again.get("changeTrackPath") is None

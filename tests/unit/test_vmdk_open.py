@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,8 +44,8 @@ def edit(folder: Path, old: str, new: str, name: str = "disk.vmdk") -> None:
     path.write_bytes(text.replace(old.encode(), new.encode(), 1))
 
 
-def content(store: FolderStore, name: str, **options: object) -> bytes:
-    with open_disk(store, name, **options) as disk:  # type: ignore[arg-type]
+def content(store: FolderStore, name: str, **options: Any) -> bytes:
+    with open_disk(store, name, **options) as disk:
         seen = bytearray(disk.capacity)
         disk.read_into(0, seen)
         return bytes(seen)

@@ -18,8 +18,11 @@ from vdkit.block.workers import WorkerScope
 from vdkit.block.wrappers import Stats
 from vdkit.errors import CorruptDisk, LimitExceeded, NotADisk, NotSupported, UnsupportedVersion, VixError
 from vdkit.vmdk import DiskType, create_disk, open_disk
+from vdkit.vmdk.descriptor import Descriptor
+from vdkit.vmdk.extentline import Access, ExtentLine
 from vdkit.vmdk.header import SparseHeader
 from vdkit.vmdk.sparse import SparseExtent, new_header, read_header
+from vdkit.vmdk.template import new_descriptor
 
 GRAIN = 65536
 TIB = 1 << 40
@@ -49,8 +52,19 @@ def huge(store: FolderStore, *, preallocated: bool) -> dict[int, bytes]:
             file.write_from(place * 512 + entry * 4, struct.pack("<I", sector))
             held[grain * GRAIN] = bytes([i + 1]) * GRAIN
             file.write_from(sector * 512, held[grain * GRAIN])
+        file.write_from(512, descriptor_of(header).to_bytes())
         file.write_from(0, header.pack())
     return held
+
+
+def descriptor_of(header: SparseHeader) -> Descriptor:
+    return new_descriptor(
+        where="huge",
+        create_type="monolithicSparse",
+        extents=[ExtentLine(Access.RW, header.capacity, "SPARSE", "huge")],
+        cid=1,
+        ddb={},
+    )
 
 
 @pytest.mark.parametrize("preallocated", [False, True])
@@ -73,6 +87,9 @@ def test_62_tib_is_opened_and_walked_without_reading_it(tmp_path: Path, prealloc
         # The directory is 7.75 MiB; of 4 GiB of grain tables only those that hold something are read.
         assert stats.reads.length < 10 << 20
         assert stats.reads.calls < 600
+    with open_disk(store, "huge") as disk:
+        assert [e for e in disk.extents() if e.kind is ExtentKind.DATA] == found
+        assert disk.capacity == 62 * TIB
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 << 20
@@ -127,7 +144,7 @@ def test_order_of_writes(tmp_path: Path) -> None:
     with create_disk(MemoryStore("m"), "d.vmdk", 1 << 29, disk_type=DiskType.MONOLITHIC_SPARSE) as disk:
         size = header.overhead * 512
         image = bytearray(size)
-        disk._links[0].device._file.read_into(0, image)  # type: ignore[attr-defined]
+        disk._links[0].device._file.read_into(0, image)
     file = Recorder(size)
     file.write_from(0, image)
     file.log.clear()
@@ -179,7 +196,7 @@ def image(**changes: int) -> bytes:
     """A small sparse extent with one grain, its header changed."""
     header = new_header(2048)
     fields = {name: getattr(header, name) for name in SparseHeader.__slots__}
-    made = SparseHeader(**{**fields, **changes})  # type: ignore[arg-type]
+    made = SparseHeader(**{**fields, **changes})
     body = bytearray(header.overhead * 512 + GRAIN)
     for directory in (header.redundant_directory, header.directory):
         struct.pack_into("<I", body, directory * 512, directory + 1)

@@ -6,6 +6,7 @@ import random
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,15 +41,15 @@ def sample(capacity: int) -> bytes:
     return bytes(content[:capacity])
 
 
-def written(store: Store, content: bytes, name: str = "s.vmdk", **options: object) -> StreamWriter:
-    writer = StreamWriter(store, name, len(content), **options)  # type: ignore[arg-type]
+def written(store: Store, content: bytes, name: str = "s.vmdk", **options: Any) -> StreamWriter:
+    writer = StreamWriter(store, name, len(content), **options)
     copy(MemoryDevice.from_bytes(content), writer, target_is_zero="parent_cid" not in options)
     writer.finish()
     return writer
 
 
-def contents(store: Store, name: str = "s.vmdk", **options: object) -> bytes:
-    with open_disk(store, name, **options) as disk:  # type: ignore[arg-type]
+def contents(store: Store, name: str = "s.vmdk", **options: Any) -> bytes:
+    with open_disk(store, name, **options) as disk:
         seen = bytearray(disk.capacity)
         disk.read_into(0, seen)
         return bytes(seen)
