@@ -199,8 +199,9 @@ class Descriptor:
     def _add(self, text: str, *, after_ddb: bool) -> None:
         at = len(self._lines)
         for i, line in enumerate(self._lines):
-            is_ddb = line.key.startswith("ddb.")
-            if line.key and is_ddb == after_ddb:
+            if line.extent is not None and not after_ddb:
+                break  # some readers look for header keys above the extents only
+            if line.key and line.key.startswith("ddb.") == after_ddb:
                 at = i + 1
         if at == len(self._lines) and self._lines and not self._lines[-1].end:
             self._lines[-1].end = self._newline
