@@ -8,10 +8,13 @@ import ssl
 from xml.parsers.expat import ExpatError
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyVmomi import vim, vmodl
 
 from vdkit import errors
 from vdkit.vsphere.faults import FOREIGN, from_area_query, translate, translating
+from vdkit.vsphere.hardware import escaped_name, plain_name
 
 VM = vim.VirtualMachine("vm-16")
 WHERE = "vc.example:443"
@@ -135,3 +138,10 @@ def test_faults_of_the_area_query(fault: vmodl.MethodFault, kind: type[errors.Vi
     error = from_area_query(fault, where=WHERE, what="changes of disk 2000", offset=65536, capacity=1 << 30)
     assert type(error) is kind
     assert "disk 2000" in str(error)
+
+
+@given(st.text())
+def test_names_survive_the_escaping_of_the_api(name: str) -> None:
+    escaped = escaped_name(name)
+    assert plain_name(escaped) == name
+    assert "/" not in escaped

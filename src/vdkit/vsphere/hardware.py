@@ -98,6 +98,11 @@ def plain_name(name: str) -> str:
     )
 
 
+def escaped_name(name: str) -> str:
+    """The reverse of :func:`plain_name`: a name as the API wants it."""
+    return name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")
+
+
 def disks(devices: Iterable[Any], *, enabled: bool, supported: bool) -> Iterator[VirtualDisk]:
     """The disks among ``devices``, with the state of change tracking of each."""
     for device in devices:

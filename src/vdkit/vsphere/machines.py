@@ -13,6 +13,7 @@ from pyVmomi import vim
 
 from vdkit.errors import AlreadyExists, Ambiguous, ControlError, ObjectNotFound, UsageError
 from vdkit.vsphere import tasks
+from vdkit.vsphere.hardware import escaped_name, plain_name
 from vdkit.vsphere.inventory import get_machine
 from vdkit.vsphere.model import Power, VirtualMachine
 from vdkit.vsphere.properties import Row, of_all
@@ -82,7 +83,7 @@ def create(
     place = _place(session, new.datastore)
     version = None if new.hardware_version is None else f"vmx-{new.hardware_version:02d}"
     spec = vim.vm.ConfigSpec(
-        name=new.name,
+        name=escaped_name(new.name),
         files=vim.vm.FileInfo(vmPathName=f"[{new.datastore}]"),
         guestId=new.guest_id,
         firmware=new.firmware,
@@ -107,7 +108,7 @@ def create(
 def require_free_name(session: Session, name: str) -> None:
     """Raises AlreadyExists if a machine is called ``name``."""
     rows = of_all(session, {vim.VirtualMachine: ("name",)}, "list the names of the machines")
-    taken = [row.moref for row in rows if row.get("name") == name]
+    taken = [row.moref for row in rows if plain_name(row.get("name", "")) == name]
     if taken:
         raise AlreadyExists(
             f"{session.where}: a machine is called {name!r} already (moref={taken[0]})",

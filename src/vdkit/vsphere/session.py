@@ -108,7 +108,7 @@ class Session:
         if not host or not 0 < port < 1 << 16:
             raise UsageError(f"{host!r} port {port}: a host and a port from 1 to 65535 are needed")
         for text, name in ((user, "user name"), (password.reveal(), "password")):
-            if any(ord(c) < 32 and c not in "\t\n\r" for c in text):
+            if not all(_in_xml(c) for c in text):
                 raise UsageError(f"the {name} for {host} holds a control character, which XML cannot carry")
         where = f"{bracketed(host)}:{port}"
         try:
@@ -267,3 +267,9 @@ class Session:
 
     def _current_time(self) -> Any:
         return vim.ServiceInstance("ServiceInstance", self._stub).CurrentTime()
+
+
+def _in_xml(character: str) -> bool:
+    """True if XML 1.0 carries it unchanged; a carriage return would arrive as a line feed."""
+    code = ord(character)
+    return character in "\t\n" or 0x20 <= code < 0xD800 or 0xE000 <= code < 0xFFFE or code > 0xFFFF
