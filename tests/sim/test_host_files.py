@@ -145,11 +145,11 @@ def test_authentication(simulated_host: SimulatedHost) -> None:
 
 def test_files_of_a_running_machine_are_locked(wire: Wire, simulated_host: SimulatedHost) -> None:
     machine = simulated_host.machine("vm1")
-    # A host waits a moment for somebody who is about to let go; nobody is here.
-    machine.datastore.locks.patience = 0
     flat = f"/folder/vm1/vm1-flat.vmdk{QUERY}"
     assert wire.ask("GET", flat, Range="bytes=0-9")[0].status == 206
     machine.power_on()
+    # A host waits a moment for somebody who is about to let go; nobody is here.
+    machine.datastore.locks.patience = 0
     for path in (flat, f"/folder/vm1/vm1.vmdk{QUERY}"):
         reply, content = wire.ask("GET", path)
         assert (reply.status, b"locked" in content) == (500, True)
@@ -159,7 +159,6 @@ def test_files_of_a_running_machine_are_locked(wire: Wire, simulated_host: Simul
     assert wire.ask("GET", flat)[0].status == 500
     machine.power_off()
     assert wire.ask("GET", flat, Range="bytes=0-9")[0].status == 206
-    machine.power_on()
 
 
 def test_a_download_holds_the_file_only_while_it_lasts(wire: Wire, simulated_host: SimulatedHost) -> None:
