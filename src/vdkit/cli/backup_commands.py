@@ -24,6 +24,7 @@ from vdkit.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from vdkit.backup import Point, Repository
     from vdkit.backup.verify import VerifyProgress
+    from vdkit.jobs.backup import BackupResult
 
 ModeOption = Annotated[
     Literal["nbd", "nbdssl"], typer.Option("--mode", help="Transport: nbdssl (encrypted) or nbd (clear).")
@@ -103,21 +104,7 @@ def backup(
             mode=mode,
             compression=compression,
         )
-    if as_json:
-        print_json(
-            {
-                "message_type": "summary",
-                "point": _point(result.point),
-                "skipped": list(result.skipped),
-                "warnings": list(result.warnings),
-            }
-        )
-    else:
-        _print_points([result.point])
-    if result.skipped:
-        raise typer.Exit(ExitCode.SOURCE_INCOMPLETE)
-    if result.warnings:
-        raise typer.Exit(ExitCode.FAILED)
+    _report(result, as_json=as_json)
 
 
 def points(
@@ -252,6 +239,25 @@ def restore(
         )
     else:
         print_text(f"{target}: restored from {chosen.id}, {human_size(written)} written")
+
+
+def _report(result: BackupResult, *, as_json: bool) -> None:
+    """Print what a backup made; disks left out and warnings have exit codes of their own."""
+    if as_json:
+        print_json(
+            {
+                "message_type": "summary",
+                "point": _point(result.point),
+                "skipped": list(result.skipped),
+                "warnings": list(result.warnings),
+            }
+        )
+    else:
+        _print_points([result.point])
+    if result.skipped:
+        raise typer.Exit(ExitCode.SOURCE_INCOMPLETE)
+    if result.warnings:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _repository(path: Path, *, create: bool = False) -> Repository:
