@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from time import monotonic
 
 
-@dataclass(frozen=True, slots=True)
 class Deadline:
-    """``seconds`` is what was allowed from the start, for messages."""
+    """``seconds`` is what was allowed from the start, for messages. One is made for every record."""
 
-    seconds: float
-    at: float
+    __slots__ = ("at", "seconds")
+
+    def __init__(self, seconds: float, at: float) -> None:
+        self.seconds = seconds
+        self.at = at
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        return cls(seconds, time.monotonic() + seconds)
+        return cls(seconds, monotonic() + seconds)
 
     @property
     def remaining(self) -> float:
         """Seconds left, never negative."""
-        return max(0.0, self.at - time.monotonic())
+        return max(0.0, self.at - monotonic())
 
     @property
     def expired(self) -> bool:
-        return time.monotonic() >= self.at
+        return monotonic() >= self.at

@@ -1,4 +1,4 @@
-"""Byte streams with deadlines over a non-blocking socket.
+"""Byte streams with deadlines.
 
 One thread may send while another receives; two that send (or two that receive) must agree among themselves,
 except that :meth:`Stream.send` keeps its parts together whoever calls it. Every error names the peer.
@@ -10,6 +10,7 @@ import contextlib
 import errno
 import select
 import socket
+import struct
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -26,6 +27,9 @@ WhileBlocked = Callable[[Deadline], None]
 _STAGE = 4096
 #: Buffers per sendmsg call, well below every system's IOV_MAX.
 _MAX_PARTS = 64
+#: Seconds that one system call may block.
+_STEP = 1.0
+_STEP_TIMEVAL = struct.pack("@ll", int(_STEP), 0)
 _BLOCKED = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
 
 
@@ -76,10 +80,16 @@ class Stream(ABC):
 
 
 class SocketStream(Stream):
-    """A stream in clear. Owns the socket."""
+    """A stream in clear. Owns the socket.
+
+    While a deadline is far away the system call itself blocks, in steps of a second, until all has come or
+    gone: one call for a mebibyte. Only near the deadline is it a poll and a call that does not block.
+    """
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
-        sock.setblocking(False)
+        sock.settimeout(None)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, _STEP_TIMEVAL)
         self._sock = sock
         self.peer = peer
         self._send_lock = threading.Lock()
@@ -97,12 +107,7 @@ class SocketStream(Stream):
     def recv_into(self, view: memoryview, deadline: Deadline) -> int:
         if self._low < self._high:
             return self._take(view)
-        while True:
-            try:
-                return self._sock.recv_into(view)
-            except OSError as error:
-                self._blocked_or_raise(error)
-            self._wait_input(deadline)
+        return self._recv(view, deadline, 0)
 
     def recv_exact(self, view: memoryview, deadline: Deadline) -> None:
         filled, wanted = 0, len(view)
@@ -110,18 +115,26 @@ class SocketStream(Stream):
             filled = self._take(view)
         while filled < wanted:
             rest = view[filled:] if filled else view
-            try:
-                # What comes behind is most often the head of the next message: taken along in one call.
-                count = self._sock.recvmsg_into([rest, self._stage])[0]
-            except OSError as error:
-                self._blocked_or_raise(error)
-                self._wait_input(deadline)
-                continue
+            if len(rest) >= _STAGE:
+                count = self._recv(rest, deadline, socket.MSG_WAITALL)
+            else:
+                # What comes behind is most often wanted next: taken along in one call.
+                self._low, self._high = 0, self._recv(self._stage, deadline, 0)
+                count = self._take(rest)
             if count == 0:
                 raise self.lost()
-            self._high = max(0, count - len(rest))
-            self._low = 0
-            filled += count - self._high
+            filled += count
+
+    def _recv(self, view: memoryview, deadline: Deadline, flags: int) -> int:
+        """At least a byte of the view (most often all with MSG_WAITALL), 0 at the end of the stream."""
+        while True:
+            near = deadline.remaining < _STEP
+            if near and not self._poll(self._input, deadline):
+                raise DeadlineExceeded(f"{self.peer}: nothing came within {deadline.seconds:g} seconds")
+            try:
+                return self._sock.recv_into(view, 0, socket.MSG_DONTWAIT if near else flags)
+            except OSError as error:
+                self._blocked_or_raise(error)
 
     def _take(self, view: memoryview) -> int:
         count = min(len(view), self._high - self._low)
@@ -137,23 +150,32 @@ class SocketStream(Stream):
         stage.extend(bytes(max(0, _STAGE - len(stage))))
         self._stage = memoryview(stage)
 
-    def _wait_input(self, deadline: Deadline) -> None:
-        if not self._poll(self._input, deadline):
-            raise DeadlineExceeded(f"{self.peer}: nothing came within {deadline.seconds:g} seconds")
-
     # -- sending ---------------------------------------------------------------------------------
 
     def send(
         self, parts: Sequence[Readable], deadline: Deadline, blocked: WhileBlocked | None = None
     ) -> None:
         with self._send_lock:
-            views = [memoryview(part) for part in parts if len(part)]
-            while views:
+            if len(parts) == 1 and blocked is None and deadline.remaining >= _STEP:
+                # The most frequent case: one part, and the system call waits until all is taken.
+                part = parts[0]
                 try:
-                    sent = self._sock.sendmsg(views[:_MAX_PARTS])
+                    sent = self._sock.send(part)
                 except OSError as error:
                     self._blocked_or_raise(error)
-                    self._wait_output(deadline, blocked)
+                    sent = 0
+                if sent == len(part):
+                    return
+                parts = (memoryview(part)[sent:],)
+            views = [memoryview(part) for part in parts if len(part)]
+            while views:
+                near = blocked is not None or deadline.remaining < _STEP
+                try:
+                    sent = self._sock.sendmsg(views[:_MAX_PARTS], (), socket.MSG_DONTWAIT if near else 0)
+                except OSError as error:
+                    self._blocked_or_raise(error)
+                    if near:
+                        self._wait_output(deadline, blocked)
                     continue
                 while views and sent >= len(views[0]):
                     sent -= len(views.pop(0))

@@ -21,11 +21,14 @@ from vdkit.wire.nfc.records import Direction, Io, Opcode
 class Batch:
     """The operations that one call has in flight."""
 
-    __slots__ = ("pending", "waiting")
+    __slots__ = ("pending",)
 
     def __init__(self) -> None:
         self.pending = 0
-        self.waiting = False
+
+
+#: Of an operation that has not been sent.
+_NO_BATCH = Batch()
 
 
 class Operation(ABC):
@@ -41,7 +44,7 @@ class Operation(ABC):
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.batch = Batch()
+        self.batch = _NO_BATCH
         self.refused: HostError | None = None
 
     @property
@@ -116,7 +119,9 @@ class ReadOperation(Operation):
         self._view = view
         self._compression = compression
         self._scratch = scratch
-        self._assembly = Assembly(Direction.READ, offset, len(view))
+        #: The one chunk that most often is all of the answer.
+        self._whole = Io(0, Direction.READ, 0, offset, self.cost, 0, self.cost, self.cost)
+        self._assembly: Assembly | None = None
 
     @property
     def phase(self) -> str:
@@ -127,6 +132,11 @@ class ReadOperation(Operation):
 
     def receive(self, stream: Stream, payload: memoryview, deadline: Deadline) -> bool:
         chunk = records.decode_io(payload)
+        if self._assembly is None:
+            if chunk == self._whole:
+                stream.recv_exact(self._view, deadline)
+                return True
+            self._assembly = Assembly(Direction.READ, self._offset, self.cost)
         check_status(chunk)
         self._assembly.check(chunk)
         target = self._view[chunk.start : chunk.start + chunk.length]

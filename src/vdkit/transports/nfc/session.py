@@ -29,6 +29,8 @@ _TICK = 0.02
 _MAX_TWINS = 16
 #: Seconds that a host that has closed is listened to, for an ERROR it may have sent before.
 _LAST_WORDS = 1.0
+#: Bytes left in flight at which the window is filled up again.
+_REFILL_BYTES = MAX_IN_FLIGHT * 3 // 4
 
 
 class Session:
@@ -39,13 +41,14 @@ class Session:
         self._where = where
         self._path = path
         self._window = window
+        self._refill = window - max(1, window // 4)
         self._timeouts = timeouts
         self._send_mutex = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
         self._operations: dict[int, Operation] = {}
         self._twins: deque[tuple[int, Operation]] = deque(maxlen=_MAX_TWINS)
         self._in_flight = 0
-        self._hungry = 0
+        self._waiting = 0
         self._sequence = 0
         self._receiving = False
         self._failure: TransportError | None = None
@@ -71,7 +74,10 @@ class Session:
                 self._wait(batch, hungry=upcoming is not None)
         except TransportError as error:
             self._fail(error)
-            raise self._raised() from error
+            told = self._raised()
+            if error.message == told.message:
+                raise
+            raise told from error
         except BaseException as error:
             # Buffers of this call must not be filled after it has returned.
             self._fail(error)
@@ -162,31 +168,30 @@ class Session:
     # -- receiving -------------------------------------------------------------------------------
 
     def _wait(self, batch: Batch, *, hungry: bool) -> None:
-        """Return when a reply of this batch was completed, or there may be room for a ``hungry`` caller."""
+        """Return when all of this batch is done, or a ``hungry`` caller has room to send more."""
         with self._changed:
-            before = batch.pending
             while self._receiving:
-                self._check()
-                if batch.pending < before or (before == 0 and not hungry):
+                if self._satisfied(batch, hungry):
                     return
-                batch.waiting = True
-                self._hungry += hungry
+                self._waiting += 1
                 self._changed.wait()
-                self._hungry -= hungry
-                batch.waiting = False
-                if hungry:
-                    return
-            self._check()
-            if batch.pending < before or not self._operations:
+                self._waiting -= 1
+            if self._satisfied(batch, hungry):
                 return
             self._receiving = True
         try:
-            # In the role as long as only the replies of others come.
-            while batch.pending == before:
-                if self._receive(self._patience()) and hungry:
-                    return
+            while not self._satisfied(batch, hungry):
+                self._receive(self._patience())
         finally:
             self._leave_role()
+
+    def _satisfied(self, batch: Batch, hungry: bool) -> bool:
+        self._check()
+        return self._roomy() if hungry else batch.pending == 0
+
+    def _roomy(self) -> bool:
+        """The window is filled up when a part of it has become free: a few requests cost one call."""
+        return len(self._operations) <= self._refill and self._in_flight <= _REFILL_BYTES
 
     def _patience(self) -> Deadline:
         """A host may work on a write for longer than on a read: the oldest request decides."""
@@ -261,7 +266,7 @@ class Session:
             del self._operations[sequence]
             self._in_flight -= operation.cost
             operation.batch.pending -= 1
-            if operation.batch.waiting or self._hungry:
+            if self._waiting and (operation.batch.pending == 0 or self._roomy()):
                 self._changed.notify_all()
 
     # -- failing ---------------------------------------------------------------------------------

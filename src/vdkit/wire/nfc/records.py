@@ -88,7 +88,9 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header:
     magic, opcode, length, sequence = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise ProtocolError(f"a record begins with 0x{magic:08X} instead of 0x{MAGIC:08X}")
-    return Header(opcode, bounded(length, MAX_PAYLOAD, f"a payload (opcode {opcode})"), sequence)
+    if length > MAX_PAYLOAD:
+        bounded(length, MAX_PAYLOAD, f"a payload (opcode {opcode})")
+    return Header(opcode, length, sequence)
 
 
 def expect_size(payload: bytes | bytearray | memoryview, size: int, what: str) -> None:
@@ -227,8 +229,8 @@ class Io(NamedTuple):
     """The payload of an IO record: a read request, a chunk of a read, a fragment of a write, or its reply.
 
     ``handle`` is the status in what a host sends (0 = good). ``offset`` and ``total`` (bytes) are those of
-    the whole request; ``start`` is where this part begins in it, ``length`` its bytes on the disk and ``wire``
-    the bytes that follow (none follow a read request).
+    the whole request; ``start`` is where this part begins in it, ``length`` its bytes on the disk and
+    ``wire`` the bytes that follow (none follow a read request).
     """
 
     handle: int
@@ -243,7 +245,9 @@ class Io(NamedTuple):
 
 
 def encode_read(sequence: int, handle: int, offset: int, length: int, compression: int = 0) -> bytes:
-    return encode_io(sequence, Io(handle, Direction.READ, compression, offset, length, 0, length, length))
+    return _IO_RECORD.pack(
+        MAGIC, Opcode.IO, IO_SIZE, sequence, handle, 1, compression, offset, length, 0, length, length, 0
+    )
 
 
 def encode_io(sequence: int, io: Io) -> bytes:
@@ -313,7 +317,7 @@ def decode_ddb_reply(payload: bytes | bytearray | memoryview) -> int:
 
 
 class MapRequest(NamedTuple):
-    """Allocation map of ``chunks`` chunks of ``chunk`` bytes from byte ``offset``, a multiple of ``chunk``."""
+    """Asks for the map of ``chunks`` chunks of ``chunk`` bytes from byte ``offset``, a multiple of it."""
 
     handle: int
     chunk: int
