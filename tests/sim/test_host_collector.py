@@ -37,8 +37,8 @@ def values(content: Any) -> dict[str, Any]:
     return {one.name: one.val for one in content.propSet}
 
 
-def test_paths(simulated_host: SimulatedHost) -> None:
-    with logged_in(simulated_host) as service:
+def test_paths(shared_simulated_host: SimulatedHost) -> None:
+    with logged_in(shared_simulated_host) as service:
         vm = find_vm(service)
         collector = service.RetrieveContent().propertyCollector
         paths = [
@@ -79,16 +79,16 @@ def test_paths(simulated_host: SimulatedHost) -> None:
         "name.",
     ],
 )
-def test_paths_that_cannot_be_are_refused(path: str, simulated_host: SimulatedHost) -> None:
-    with logged_in(simulated_host) as service:
+def test_paths_that_cannot_be_are_refused(path: str, shared_simulated_host: SimulatedHost) -> None:
+    with logged_in(shared_simulated_host) as service:
         collector = service.RetrieveContent().propertyCollector
         with pytest.raises(vmodl.query.InvalidProperty) as caught:
             collector.RetrieveContents([one_spec(find_vm(service), path)])
         assert caught.value.name == path
 
 
-def test_all_properties(simulated_host: SimulatedHost) -> None:
-    with logged_in(simulated_host) as service:
+def test_all_properties(shared_simulated_host: SimulatedHost) -> None:
+    with logged_in(shared_simulated_host) as service:
         collector = service.RetrieveContent().propertyCollector
         [content] = collector.RetrieveContents([machines_spec(service, everything=True)])
         assert {"name", "config", "runtime", "summary", "layoutEx", "datastore"} <= values(content).keys()
@@ -154,8 +154,8 @@ def test_named_traversals_may_go_round(simulated_host_factory: Factory) -> None:
         assert names == ["ha-folder-root", "ha-datacenter", "vm", "vm1", "vm2"]
 
 
-def test_a_start_that_is_gone_is_named(simulated_host: SimulatedHost) -> None:
-    with logged_in(simulated_host) as service:
+def test_a_start_that_is_gone_is_named(shared_simulated_host: SimulatedHost) -> None:
+    with logged_in(shared_simulated_host) as service:
         collector = service.RetrieveContent().propertyCollector
         spec = one_spec(vim.VirtualMachine("4711"), "name")
         with pytest.raises(vmodl.fault.ManagedObjectNotFound) as caught:
@@ -241,8 +241,8 @@ def test_a_wait_ends_when_something_happens(simulated_host: SimulatedHost) -> No
         assert changes(found[0]) == [("modify", "1", {"runtime.powerState": "poweredOn"})]
 
 
-def test_a_wait_can_be_cancelled(simulated_host: SimulatedHost) -> None:
-    with logged_in(simulated_host) as service:
+def test_a_wait_can_be_cancelled(shared_simulated_host: SimulatedHost) -> None:
+    with logged_in(shared_simulated_host) as service:
         vm = find_vm(service)
         collector = service.RetrieveContent().propertyCollector
         collector.CreateFilter(one_spec(vm, "name"), True)

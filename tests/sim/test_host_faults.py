@@ -149,8 +149,8 @@ def test_change_tracking_faults(simulated_host: SimulatedHost) -> None:
             query(snapshot, 2000, 0, "*")
 
 
-def test_methods_that_are_not_simulated_are_named(simulated_host: SimulatedHost) -> None:
-    with logged_in(simulated_host) as service:
+def test_methods_that_are_not_simulated_are_named(shared_simulated_host: SimulatedHost) -> None:
+    with logged_in(shared_simulated_host) as service:
         with pytest.raises(vmodl.fault.MethodNotFound) as caught:
             find_vm(service).ExportVm()
         assert caught.value.method == "ExportVm"

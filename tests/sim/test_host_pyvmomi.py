@@ -33,11 +33,14 @@ def test_smart_connect_sees_the_product(personality: str, simulated_host_factory
     assert host.internal_errors == []
 
 
-def test_the_thumbprint_is_what_the_certificate_has(simulated_host: SimulatedHost) -> None:
-    for pin in (simulated_host.thumbprint_sha1, simulated_host.thumbprint_sha256):
-        options = {"user": "root", "pwd": simulated_host.password.reveal()}
+def test_the_thumbprint_is_what_the_certificate_has(shared_simulated_host: SimulatedHost) -> None:
+    for pin in (shared_simulated_host.thumbprint_sha1, shared_simulated_host.thumbprint_sha256):
+        options = {"user": "root", "pwd": shared_simulated_host.password.reveal()}
         service = SmartConnect(
-            host=simulated_host.host, port=simulated_host.port, thumbprint=pin.replace(":", ""), **options
+            host=shared_simulated_host.host,
+            port=shared_simulated_host.port,
+            thumbprint=pin.replace(":", ""),
+            **options,
         )
         Disconnect(service)
 

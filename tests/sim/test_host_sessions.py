@@ -24,10 +24,12 @@ def try_login(host: SimulatedHost, user: str, password: str) -> None:
 
 
 @pytest.mark.parametrize(("user", "password"), [("root", "wrong"), ("nobody", None), ("", ""), ("root", "ü")])
-def test_a_wrong_password_is_refused(user: str, password: str | None, simulated_host: SimulatedHost) -> None:
-    given = simulated_host.password.reveal() if password is None else password
+def test_a_wrong_password_is_refused(
+    user: str, password: str | None, shared_simulated_host: SimulatedHost
+) -> None:
+    given = shared_simulated_host.password.reveal() if password is None else password
     with pytest.raises(vim.fault.InvalidLogin) as caught:
-        try_login(simulated_host, user, given)
+        try_login(shared_simulated_host, user, given)
     assert caught.value.msg == "Cannot complete login due to an incorrect user name or password."
 
 
@@ -37,24 +39,24 @@ def test_logging_in_can_be_refused(simulated_host: SimulatedHost) -> None:
         try_login(simulated_host, "root", simulated_host.password.reveal())
 
 
-def test_the_cookie_is_as_hosts_send_it(simulated_host: SimulatedHost) -> None:
-    cookie = soap_login(simulated_host)
+def test_the_cookie_is_as_hosts_send_it(shared_simulated_host: SimulatedHost) -> None:
+    cookie = soap_login(shared_simulated_host)
     name, _, value = cookie.partition("=")
     assert name == "vmware_soap_session"
     assert value.startswith('"') and value.endswith('"') and len(value) > 40
     for sent in (cookie, cookie.replace('"', ""), f"other=1; {cookie}", f"{cookie}; $Path=/"):
-        status, text, _ = post(simulated_host, CURRENT_TIME, {"Cookie": sent})
+        status, text, _ = post(shared_simulated_host, CURRENT_TIME, {"Cookie": sent})
         assert status == 200, text
 
 
-def test_without_a_session_only_the_door_is_open(simulated_host: SimulatedHost) -> None:
+def test_without_a_session_only_the_door_is_open(shared_simulated_host: SimulatedHost) -> None:
     for cookie in ({}, {"Cookie": 'vmware_soap_session="0000"'}, {"Cookie": "vmware_soap_session"}):
-        status, text, _ = post(simulated_host, CURRENT_TIME, cookie)
+        status, text, _ = post(shared_simulated_host, CURRENT_TIME, cookie)
         assert status == 500
         assert "The session is not authenticated." in text
         assert "NotAuthenticatedFault" in text
     content = CURRENT_TIME.replace(b"CurrentTime", b"RetrieveServiceContent")
-    status, text, _ = post(simulated_host, content)
+    status, text, _ = post(shared_simulated_host, content)
     assert (status, "HostAgent" in text) == (200, True)
 
 
@@ -90,8 +92,8 @@ def test_all_sessions_can_be_ended(simulated_host: SimulatedHost) -> None:
             service.CurrentTime()
 
 
-def test_views_belong_to_their_session(simulated_host: SimulatedHost) -> None:
-    with logged_in(simulated_host) as one, logged_in(simulated_host) as other:
+def test_views_belong_to_their_session(shared_simulated_host: SimulatedHost) -> None:
+    with logged_in(shared_simulated_host) as one, logged_in(shared_simulated_host) as other:
         content = one.RetrieveContent()
         view = content.viewManager.CreateContainerView(content.rootFolder, [vim.VirtualMachine], True)
         stolen = vim.view.ContainerView(view._moId, other._stub)
@@ -107,5 +109,7 @@ def test_a_privilege_may_be_missing(simulated_host: SimulatedHost) -> None:
         assert caught.value.privilegeId == "VirtualMachine.State.CreateSnapshot"
 
 
-def test_the_password_is_in_no_representation(simulated_host: SimulatedHost) -> None:
-    assert simulated_host.password.reveal() not in repr(simulated_host) + repr(vars(simulated_host))
+def test_the_password_is_in_no_representation(shared_simulated_host: SimulatedHost) -> None:
+    assert shared_simulated_host.password.reveal() not in repr(shared_simulated_host) + repr(
+        vars(shared_simulated_host)
+    )

@@ -49,14 +49,14 @@ def raw(host: SimulatedHost, data: bytes) -> bytes:
         (b"GET /sdk HTTP/1.1\r\nConnection: close\r\n\r\n", 405),
     ],
 )
-def test_bad_http(data: bytes, status: int, simulated_host: SimulatedHost, capfd: Capture) -> None:
-    answer = raw(simulated_host, data)
+def test_bad_http(data: bytes, status: int, shared_simulated_host: SimulatedHost, capfd: Capture) -> None:
+    answer = raw(shared_simulated_host, data)
     assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer[:100]
-    assert post(simulated_host, CALL)[0] == 200
+    assert post(shared_simulated_host, CALL)[0] == 200
     assert capfd.readouterr().err == ""
 
 
-def test_a_body_in_chunks_with_extensions_and_trailers(simulated_host: SimulatedHost) -> None:
+def test_a_body_in_chunks_with_extensions_and_trailers(shared_simulated_host: SimulatedHost) -> None:
     half = len(CALL) // 2
     body = b"%x;a=b\r\n%s\r\n%X\r\n%s\r\n0\r\nT: x\r\n\r\n" % (
         half,
@@ -65,19 +65,19 @@ def test_a_body_in_chunks_with_extensions_and_trailers(simulated_host: Simulated
         CALL[half:],
     )
     head = b'POST /sdk HTTP/1.1\r\nHost: a\r\nSOAPAction: "urn:vim25"\r\nTransfer-Encoding: chunked\r\n'
-    answer = raw(simulated_host, head + b"Connection: close\r\n\r\n" + body)
+    answer = raw(shared_simulated_host, head + b"Connection: close\r\n\r\n" + body)
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert b"HostAgent" in answer
 
 
-def test_the_client_may_ask_before_it_sends(simulated_host: SimulatedHost) -> None:
+def test_the_client_may_ask_before_it_sends(shared_simulated_host: SimulatedHost) -> None:
     head = b"POST /sdk HTTP/1.1\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
-    answer = raw(simulated_host, head % len(CALL) + CALL)
+    answer = raw(shared_simulated_host, head % len(CALL) + CALL)
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
 
 
-def test_connections_are_kept(simulated_host: SimulatedHost) -> None:
-    wire = connection(simulated_host)
+def test_connections_are_kept(shared_simulated_host: SimulatedHost) -> None:
+    wire = connection(shared_simulated_host)
     wire.request("POST", "/sdk", CALL)
     first = wire.sock
     for _ in range(3):
@@ -90,27 +90,29 @@ def test_connections_are_kept(simulated_host: SimulatedHost) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"<a>", b"\xff\xfe", envelope("<Fly xmlns='urn:vim25'/>"), b"{}"])
-def test_bad_soap_is_a_fault(body: bytes, simulated_host: SimulatedHost, capfd: Capture) -> None:
-    status, text, headers = post(simulated_host, body)
+def test_bad_soap_is_a_fault(body: bytes, shared_simulated_host: SimulatedHost, capfd: Capture) -> None:
+    status, text, headers = post(shared_simulated_host, body)
     assert status == 500
     assert "InvalidRequestFault" in text
     assert "<faultcode>ServerFaultCode</faultcode>" in text
     assert headers["content-type"].startswith("text/xml")
-    assert simulated_host.internal_errors == []
+    assert shared_simulated_host.internal_errors == []
     assert capfd.readouterr().err == ""
 
 
-def test_a_client_that_speaks_no_tls(simulated_host: SimulatedHost, capfd: Capture) -> None:
-    with socket.create_connection((simulated_host.host, simulated_host.port), timeout=30) as plain:
+def test_a_client_that_speaks_no_tls(shared_simulated_host: SimulatedHost, capfd: Capture) -> None:
+    with socket.create_connection(
+        (shared_simulated_host.host, shared_simulated_host.port), timeout=30
+    ) as plain:
         plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
         while plain.recv(4096):
             pass
-    assert post(simulated_host, CALL)[0] == 200
+    assert post(shared_simulated_host, CALL)[0] == 200
     assert capfd.readouterr().err == ""
 
 
-def test_the_versions_document(simulated_host: SimulatedHost) -> None:
-    wire = connection(simulated_host)
+def test_the_versions_document(shared_simulated_host: SimulatedHost) -> None:
+    wire = connection(shared_simulated_host)
     wire.request("GET", "/sdk/vimServiceVersions.xml")
     reply = wire.getresponse()
     assert reply.status == 200
