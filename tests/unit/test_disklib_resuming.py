@@ -13,7 +13,7 @@ from vdkit.block.device import BaseWritableDevice
 from vdkit.block.extent import Extent, ExtentKind
 from vdkit.block.memory import MemoryDevice
 from vdkit.block.workers import CancelToken
-from vdkit.disklib.resuming import FIRST_PAUSE, LONGEST_PAUSE, MAP_WINDOW, ResumingDisk
+from vdkit.disklib.resuming import FIRST_PAUSE, LONGEST_PAUSE, MAP_WINDOW, OPEN_ATTEMPTS, ResumingDisk
 from vdkit.errors import (
     Cancelled,
     ConnectionLost,
@@ -129,6 +129,13 @@ def test_refused_tickets_are_asked_for_again() -> None:
         pass
     assert heard == [("no", FIRST_PAUSE), ("no", 2 * FIRST_PAUSE)]
     assert host.pauses == [FIRST_PAUSE, 2 * FIRST_PAUSE]
+
+
+def test_a_host_that_cannot_be_reached_at_all_is_told_soon() -> None:
+    host = Host(opening=[lost() for _ in range(99)])
+    with pytest.raises(ConnectionLost):
+        host.disk()
+    assert len(host.pauses) == OPEN_ATTEMPTS - 1
 
 
 @pytest.mark.parametrize("error", [TrustError("pin"), ProtocolError("broken")])

@@ -20,8 +20,11 @@ from vdkit.errors import Closed, ProtocolError, VixError
 
 T = TypeVar("T")
 
-#: Failures in a row, without a success between, before the error is the caller's.
-DEFAULT_ATTEMPTS: Final = 6
+#: Failures in a row, without a success between, before the error is the caller's: one to two minutes in all,
+#: the time that the management agents of a host take to restart.
+DEFAULT_ATTEMPTS: Final = 9
+#: The same for opening it the first time: a closed port should be told soon, not after minutes.
+OPEN_ATTEMPTS: Final = 3
 #: Seconds before the second attempt, and the longest pause.
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
@@ -117,6 +120,7 @@ class ResumingDisk(BaseWritableDevice):
 
     def _retrying(self, act: Callable[[BlockDevice | WritableDevice], T], *, opening: bool = False) -> T:
         failures = 0
+        attempts = min(self._attempts, OPEN_ATTEMPTS) if opening else self._attempts
         while True:
             generation = -1
             try:
@@ -131,7 +135,7 @@ class ResumingDisk(BaseWritableDevice):
                 if not error.retryable:
                     raise
                 self._drop(generation)
-                if failures >= self._attempts or (not opening and self.closed):
+                if failures >= attempts or (not opening and self.closed):
                     raise
                 self._pause(error, failures)
 
