@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from backuptools import VM
+from backuptools import VM, clock_from
 from vdkit.backup import (
     Damage,
     Decision,
@@ -43,14 +44,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     disk = MemoryDevice(SIZE)
     noise = random.Random(5)
     disk.write_from(0, noise.randbytes(16 * MIB))
-    for method, ranges in (
-        (Method.FULL, None),
-        (Method.CHANGES, RangeSet([(5 * MIB, MIB)])),
-        (Method.CHANGES, RangeSet([(9 * MIB, 2 * MIB)])),
+    # The clock goes back, so that ids sort the other way round than the points follow each other.
+    for day, method, ranges in (
+        (3, Method.FULL, None),
+        (2, Method.CHANGES, RangeSet([(5 * MIB, MIB)])),
+        (1, Method.CHANGES, RangeSet([(9 * MIB, 2 * MIB)])),
     ):
         for offset, length in ranges or ():
             disk.write_from(offset, noise.randbytes(length))
-        with begin_point(repository, VM) as writer:
+        clock = clock_from(datetime(2026, 3, day, tzinfo=UTC))
+        with begin_point(repository, VM, clock=clock) as writer:
             backup_disk(disk, writer, key=KEY, label="d", decision=Decision(method, "test"), ranges=ranges)
             writer.commit()
     return path

@@ -143,7 +143,7 @@ class _Verification:
                 self._add_manifest(
                     point_id, f"the manifest is missing in {folder}, its other files are there"
                 )
-        return found
+        return sorted(found, key=lambda point: (point.folder, point.manifest.sequence, point.id))
 
     def collect(self, points: list[Point]) -> list[Link]:
         """Every link that the points need, once, each after the one below it."""
