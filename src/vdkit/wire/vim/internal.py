@@ -1,8 +1,8 @@
 """The calls that hand out data-port tickets: ``RetrieveInternalContent`` and ``NfcService``.
 
 They are not in the published API, so pyVmomi's tables do not have them; :func:`register` adds them, under
-the namespace ``urn:vim25`` that the kit itself uses for them. Names, parameters and replies are those of
-sections 2 and 14.3 of our protocol notes.
+the namespace ``urn:vim25`` that the kit itself uses for them. Source of names, parameters and replies: our
+NFC specification, sections 2 and 14.3.
 
 How a client asks for a ticket::
 
