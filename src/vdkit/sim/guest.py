@@ -51,11 +51,15 @@ class GuestFileSystem:
         self._random = random.Random(seed)
         self._work = tempfile.TemporaryDirectory(prefix="vdkit-guest-", dir=folder)
         self._shadow = Path(self._work.name) / "disk.raw"
+        # What the disk holds, so that finding the changed blocks does not read all of it once more.
+        self._known = Path(self._work.name) / "known.raw"
         try:
-            with self._shadow.open("wb") as made:
-                made.truncate(device.capacity)
+            for path in (self._shadow, self._known):
+                with path.open("wb") as made:
+                    made.truncate(device.capacity)
             with open_file(self._shadow, writable=True) as target:
                 copy(device, target, target_is_zero=True)
+            self._remember()
         except BaseException:
             self._work.cleanup()
             raise
@@ -71,6 +75,11 @@ class GuestFileSystem:
     ) -> None:
         self.close()
 
+    def _remember(self) -> None:
+        """The disk and the raw copy are equal now."""
+        with open_file(self._shadow) as shadow, open_file(self._known, writable=True) as known:
+            copy(shadow, known)
+
     # -- what a guest does -----------------------------------------------------------------------
 
     def format(self, source: str | Path | None = None, *, kind: str = "ext4", label: str = "guest") -> int:
@@ -84,6 +93,7 @@ class GuestFileSystem:
         with open_file(self._shadow) as shadow:
             result = copy(shadow, self._device)
         self._device.flush()
+        self._remember()
         return result.written
 
     def write_file(self, path: str, data: bytes) -> None:
@@ -145,9 +155,9 @@ class GuestFileSystem:
             raise StoreError(f"{self._device.name}: debugfs: {'; '.join(wrong)}")
 
     def write_back(self) -> int:
-        """Write every block in which the raw copy differs from the disk; returns the bytes written."""
-        with open_file(self._shadow) as shadow:
-            changed = list(_differences(shadow, self._device))
+        """Write every block that has changed in the raw copy to the disk; returns the bytes written."""
+        with open_file(self._shadow) as shadow, open_file(self._known, writable=True) as known:
+            changed = list(_differences(shadow, known))
             self._random.shuffle(changed)
             for start in range(0, len(changed), _BATCH):
                 pieces = []
@@ -156,6 +166,7 @@ class GuestFileSystem:
                     shadow.read_into(offset, buffer)
                     pieces.append((offset, buffer))
                 self._device.write_many(pieces)
+                known.write_many(pieces)
             self._device.flush()
             return sum(min(BLOCK, shadow.capacity - offset) for offset in changed)
 
