@@ -58,6 +58,7 @@ class StreamExtent(BaseDevice):
         self._largest = markers.largest_size(self._grain)
         self._has_parent = has_parent
         self._tables = self._find_tables(recover)
+        self._buffers = _Buffers()
         self._cache = GrainCache(max(1, CACHE_BYTES // self._grain))
 
     def _find_tables(self, recover: bool) -> TableSource:
@@ -155,7 +156,7 @@ class StreamExtent(BaseDevice):
                 f"{self._name}: grain at sector {last} is past the end of the file",
                 remedy="the file was cut short",
             )
-        data = memoryview(bytearray(end - start))
+        data = self._buffers.view(end - start)
         self._file.read_into(start, data)
         return data
 
@@ -182,8 +183,11 @@ class StreamExtent(BaseDevice):
             )
         start = position + markers.GRAIN_HEAD
         if start + marker.size > len(data):
-            end = entry * SECTOR + markers.GRAIN_HEAD + marker.size
-            data = self._read_span(entry, entry, end)
+            # Not into the thread's buffer: the grains that were read together are still in it.
+            if entry * SECTOR + markers.GRAIN_HEAD + marker.size > self._file.capacity:
+                raise CorruptDisk(f"{place}: it is past the end of the file", remedy="the file was cut short")
+            data = memoryview(bytearray(markers.GRAIN_HEAD + marker.size))
+            self._file.read_into(entry * SECTOR, data)
             start = markers.GRAIN_HEAD
         try:
             plain = inflate(data[start : start + marker.size], self._grain)
@@ -217,6 +221,19 @@ class StreamExtent(BaseDevice):
     def _close(self) -> None:
         self._cache.clear()
         self._file.close()
+
+
+class _Buffers(threading.local):
+    """A buffer for compressed bytes per thread: a new one for every read costs as much as the read."""
+
+    def __init__(self) -> None:
+        self._held = memoryview(b"")
+
+    def view(self, length: int) -> memoryview:
+        """``length`` bytes, valid until this thread asks again."""
+        if length > len(self._held):
+            self._held = memoryview(bytearray(-(-length // (1 << 18)) * (1 << 18)))
+        return self._held[:length]
 
 
 class GrainCache:
