@@ -263,20 +263,17 @@ def _report(result: BackupResult, *, as_json: bool) -> None:
 def _repository(path: Path, *, create: bool = False) -> Repository:
     from vdkit.backup import Repository
     from vdkit.block.local import FolderStore
-    from vdkit.errors import RepositoryMissing
+    from vdkit.errors import RepositoryMissing, from_os_error
 
-    if create:
-        path.mkdir(parents=True, exist_ok=True)
-    elif not path.is_dir():
-        raise RepositoryMissing(f"{path}: there is no repository here", remedy="check the path")
-    store = FolderStore(path)
+    if not create:
+        if not path.is_dir():
+            raise RepositoryMissing(f"{path}: there is no repository here", remedy="check the path")
+        return Repository.open(FolderStore(path))
     try:
-        return Repository.open(store)
-    except RepositoryMissing:
-        # Only an empty folder becomes a repository: a mistyped path must not be filled with backups.
-        if not create or store.list():
-            raise
-        return Repository.create(store)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, f"making the repository {path}") from error
+    return Repository.open_or_create(FolderStore(path))
 
 
 def _find(repository: Repository, text: str) -> Point:
