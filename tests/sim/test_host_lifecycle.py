@@ -18,6 +18,7 @@ from vdkit.net.trust import Trust
 from vdkit.sim.certificates import Certificate
 from vdkit.sim.clock import ManualClock
 from vdkit.sim.host import SimulatedHost
+from vdkit.sim.scenario import Scenario
 from vdkit.testing.fixtures import make_host
 
 Factory = Callable[..., SimulatedHost]
@@ -89,6 +90,22 @@ def test_a_port_that_is_taken(simulated_host: SimulatedHost, tmp_path: Path, no_
 def test_a_host_starts_once(simulated_host: SimulatedHost) -> None:
     with pytest.raises(UsageError):
         simulated_host.start()
+
+
+def test_a_version_that_never_was(tmp_path: Path, simulated_certificate: Certificate) -> None:
+    host = SimulatedHost(
+        [tmp_path], certificate=simulated_certificate, scenario=Scenario(api_version="4711.0")
+    )
+    with pytest.raises(UsageError, match="4711"):
+        host.start()
+
+
+def test_another_version(simulated_host_factory: Factory) -> None:
+    host = simulated_host_factory(scenario=Scenario(api_version="6.7"))
+    with logged_in(host) as service:
+        assert service.RetrieveContent().about.apiVersion == "6.7"
+        assert service._stub.version == "vim.version.version12"
+        assert find_vm(service).config.name == "vm1"
 
 
 def test_ipv6(simulated_host_factory: Factory) -> None:

@@ -34,7 +34,7 @@ from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.sim.nfc_server import NfcServer
 from vdkit.sim.scenario import Scenario
 from vdkit.sim.soap.build import populate
-from vdkit.sim.soap.dispatch import Dispatcher, service_versions
+from vdkit.sim.soap.dispatch import Dispatcher, check_version, service_versions
 from vdkit.sim.soap.objects import Client
 from vdkit.sim.soap.world import World
 from vdkit.sim.tickets import TicketBox
@@ -94,6 +94,7 @@ class SimulatedHost:
         """Listen and serve. Raises ConnectFailed if a port cannot be had. Once only."""
         if self._started:
             raise UsageError("a simulated host is started once")
+        check_version(self.scenario.api_version)
         self._started = True
         tickets = TicketBox(self.inventory, lifetime=self.scenario.ticket_seconds)
         self.world = World(self.inventory, tickets, self.scenario, self.user, self.password)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pyVmomi import VmomiSupport, vim
 
+from vdkit.errors import UsageError
 from vdkit.sim.soap import codec
 from vdkit.sim.soap.faults import (
     as_fault,
@@ -131,6 +132,12 @@ def reply_version(action: str, host: str) -> str:
         return own
     known: str = asked
     return known
+
+
+def check_version(host: str) -> None:
+    """Refuse an API version that no table has. Raises UsageError."""
+    if f"vim25/{host}" not in VmomiSupport.versionMap:
+        raise UsageError(f"{host!r} is no version of the vSphere API", remedy="use one such as 8.0.3.0")
 
 
 def service_versions(host: str) -> bytes:
