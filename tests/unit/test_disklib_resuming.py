@@ -13,10 +13,18 @@ from vdkit.block.device import BaseWritableDevice
 from vdkit.block.extent import Extent, ExtentKind
 from vdkit.block.memory import MemoryDevice
 from vdkit.block.workers import CancelToken
-from vdkit.disklib.resuming import FIRST_PAUSE, LONGEST_PAUSE, MAP_WINDOW, OPEN_ATTEMPTS, ResumingDisk
+from vdkit.disklib.resuming import (
+    DEFAULT_ATTEMPTS,
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    MAP_WINDOW,
+    OPEN_ATTEMPTS,
+    ResumingDisk,
+)
 from vdkit.errors import (
     Cancelled,
     ConnectionLost,
+    ConnectionRefused,
     HostOutOfMemory,
     ProtocolError,
     TicketRefused,
@@ -132,10 +140,14 @@ def test_refused_tickets_are_asked_for_again() -> None:
 
 
 def test_a_host_that_cannot_be_reached_at_all_is_told_soon() -> None:
-    host = Host(opening=[lost() for _ in range(99)])
-    with pytest.raises(ConnectionLost):
+    host = Host(opening=[ConnectionRefused("host:902: closed") for _ in range(99)])
+    with pytest.raises(ConnectionRefused):
         host.disk()
     assert len(host.pauses) == OPEN_ATTEMPTS - 1
+    # One that answers, and then breaks off, is given the usual time.
+    host = Host(opening=[lost() for _ in range(DEFAULT_ATTEMPTS - 1)])
+    with host.disk():
+        assert len(host.pauses) == DEFAULT_ATTEMPTS - 1
 
 
 @pytest.mark.parametrize("error", [TrustError("pin"), ProtocolError("broken")])

@@ -16,14 +16,14 @@ from typing import Final, TypeVar
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent
 from vdkit.block.workers import CancelToken
-from vdkit.errors import Closed, ProtocolError, VixError
+from vdkit.errors import Closed, ConnectFailed, ProtocolError, VixError
 
 T = TypeVar("T")
 
 #: Failures in a row, without a success between, before the error is the caller's: one to two minutes in all,
 #: the time that the management agents of a host take to restart.
 DEFAULT_ATTEMPTS: Final = 9
-#: The same for opening it the first time: a closed port should be told soon, not after minutes.
+#: The same for a host that could not be reached even once: a closed port should be told soon.
 OPEN_ATTEMPTS: Final = 3
 #: Seconds before the second attempt, and the longest pause.
 FIRST_PAUSE: Final = 0.5
@@ -120,7 +120,6 @@ class ResumingDisk(BaseWritableDevice):
 
     def _retrying(self, act: Callable[[BlockDevice | WritableDevice], T], *, opening: bool = False) -> T:
         failures = 0
-        attempts = min(self._attempts, OPEN_ATTEMPTS) if opening else self._attempts
         while True:
             generation = -1
             try:
@@ -135,6 +134,8 @@ class ResumingDisk(BaseWritableDevice):
                 if not error.retryable:
                     raise
                 self._drop(generation)
+                closed_port = opening and isinstance(error, ConnectFailed)
+                attempts = min(self._attempts, OPEN_ATTEMPTS) if closed_port else self._attempts
                 if failures >= attempts or (not opening and self.closed):
                     raise
                 self._pause(error, failures)
