@@ -19,8 +19,8 @@ from vdkit.wire.vim import internal
 if TYPE_CHECKING:
     from vdkit.sim.soap.world import World
 
-#: What NfcGetServerNfcLibVersion answers: the number seen from 8.0 hosts is not on record; ours.
-NFC_LIBRARY_VERSION = 3
+#: What NfcGetServerNfcLibVersion answers: what 8.0 hosts say (0 on 6.5, 2 on 6.7, 7 on 7.0).
+NFC_LIBRARY_VERSION = 11
 BUILD = "24022510"
 #: Ids of the well-known objects: on a stand-alone host, and on a vCenter.
 MANAGERS = {
