@@ -104,6 +104,11 @@ def _explain(error: Exception, where: str, port: int, deadline: Deadline) -> Exc
     return ConnectFailed(f"{where}: no connection to TCP port {port}: {reason}", remedy=remedy)
 
 
+def tls_reason(error: ssl.SSLError) -> str:
+    """OpenSSL's short reason; errors that Python itself raises have none."""
+    return getattr(error, "reason", None) or "unknown reason"
+
+
 def map_socket_error(error: OSError, where: str, what: str) -> TransportError:
     """The error for an ``OSError`` (TLS included) of a connected socket; ``what`` says the act."""
     if isinstance(error, TimeoutError):
@@ -116,6 +121,6 @@ def map_socket_error(error: OSError, where: str, what: str) -> TransportError:
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return ConnectionLost(f"{where}: {what}: the peer closed the connection")
     if isinstance(error, ssl.SSLError):
-        return ProtocolError(f"{where}: {what}: TLS failed: {error.reason or 'unknown reason'}")
+        return ProtocolError(f"{where}: {what}: TLS failed: {tls_reason(error)}")
     reason = error.strerror or str(error)
     return ConnectionLost(f"{where}: {what}: the connection broke: {reason}")

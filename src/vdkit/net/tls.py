@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from vdkit.errors import ConnectionLost, ProtocolError, TransportError, TrustError
+from vdkit.net.connect import tls_reason
 from vdkit.net.deadline import Deadline
 from vdkit.net.stream import Readable, SocketStream, Stream, WhileBlocked
 from vdkit.net.trust import CIPHERS
@@ -214,4 +215,4 @@ class TlsStream(Stream):
     def _broken(self, error: ssl.SSLError, what: str) -> TransportError:
         if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             return ConnectionLost(f"{self.peer}: {what}: the peer closed the connection")
-        return ProtocolError(f"{self.peer}: {what}: {error.reason or 'unknown reason'}")
+        return ProtocolError(f"{self.peer}: {what}: {tls_reason(error)}")

@@ -101,7 +101,8 @@ class Login:
                     refused = self._faults.banner_refused
                     self._outlet.send((dialogue.LOGIN_INCORRECT if refused else dialogue.BANNER_REPLY,))
                 case Verb.THUMBPRINT:
-                    self._outlet.send((self._announce(),))
+                    valid = dialogue.valid_tag(command.argument)
+                    self._outlet.send((self._announce() if valid else dialogue.INVALID_ARGUMENTS,))
                 case Verb.PROXY:
                     tls = self._proxy(command.argument, grant)
                     if grant is not None and tls is not None:

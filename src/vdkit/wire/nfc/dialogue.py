@@ -92,12 +92,11 @@ def parse_command(line: bytes) -> Command:
         verb = Verb(word) if word else Verb.UNKNOWN
     except ValueError:
         verb = Verb.UNKNOWN
-    if verb is Verb.THUMBPRINT and not valid_tag(argument):
-        raise ProtocolError("the tag of THUMBPRINT_SHA2 is not 1 to 64 printable characters")
     return Command(verb, argument)
 
 
 def valid_tag(tag: str) -> bool:
+    """True for 1 to 64 printable characters; hosts answer :data:`INVALID_ARGUMENTS` to another."""
     return 0 < len(tag) <= MAX_TAG and all(" " < c <= "~" for c in tag)
 
 
