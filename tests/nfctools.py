@@ -42,7 +42,7 @@ class Office:
         self.store = MemoryStore("ds")
         self.store.create(FILE, len(content)).close()
         with self.store.open_writable(FILE) as disk:
-            if content:
+            if any(content):
                 disk.write_from(0, content)
         self.writable = writable
         self.refusal: Refusal | None = None

@@ -26,7 +26,7 @@ def spoiled(chunk: Chunk, asked: int, faults: NfcFaults) -> Iterator[tuple[bytes
     if faults.stored_code_echoed and head.compression == Compression.NONE:
         head = head._replace(compression=asked)
     head, data = _spoil_head(head, data, faults)
-    data = _spoil_data(data, faults)
+    data = _spoil_data(data, head.length, faults)
     if faults.zlib_broken or faults.skipz_overrun or faults.skipz_truncated:
         code = Compression.ZLIB if faults.zlib_broken else Compression.SKIPZ
         head = head._replace(compression=code, wire=len(data))
@@ -57,16 +57,16 @@ def _spoil_head(head: Io, data: memoryview, faults: NfcFaults) -> tuple[Io, memo
     return head, data
 
 
-def _spoil_data(data: memoryview, faults: NfcFaults) -> memoryview:
+def _spoil_data(data: memoryview, length: int, faults: NfcFaults) -> memoryview:
     if faults.zlib_broken:
         return memoryview(b"\x78\x01 this is no deflate stream")
-    length = len(data).to_bytes(4, "little")
+    first = length.to_bytes(4, "little") + bytes(4)
     if faults.skipz_overrun:
         # A segment of 4 bytes that begins 3 bytes before the end of the chunk.
-        start = (len(data) - 3).to_bytes(4, "little")
-        return memoryview(length + bytes(4) + start + (4).to_bytes(4, "little") + b"abcd")
+        start = (length - 3).to_bytes(4, "little")
+        return memoryview(first + start + (4).to_bytes(4, "little") + b"abcd")
     if faults.skipz_truncated:
-        return memoryview(length + bytes(4) + bytes(4) + (8).to_bytes(4, "little") + b"abc")
+        return memoryview(first + bytes(4) + (8).to_bytes(4, "little") + b"abc")
     return data
 
 
