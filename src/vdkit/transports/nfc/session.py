@@ -74,13 +74,14 @@ class Session:
                 self._wait(batch, hungry=upcoming is not None)
         except TransportError as error:
             self._fail(error)
+            self._settle()
             told = self._raised()
             if error.message == told.message:
                 raise
             raise told from error
         except BaseException as error:
-            # Buffers of this call must not be filled after it has returned.
             self._fail(error)
+            self._settle()
             raise
 
     @property
@@ -263,13 +264,20 @@ class Session:
 
     def _complete(self, sequence: int, operation: Operation) -> None:
         with self._changed:
-            del self._operations[sequence]
+            if self._operations.pop(sequence, None) is None:
+                return  # the session has failed meanwhile
             self._in_flight -= operation.cost
             operation.batch.pending -= 1
             if self._waiting and (operation.batch.pending == 0 or self._roomy()):
                 self._changed.notify_all()
 
     # -- failing ---------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Wait for the receiver to give up: it must not fill a buffer of a call that has returned."""
+        with self._changed:
+            while self._receiving:
+                self._changed.wait()
 
     def _check(self) -> None:
         if self._failure is not None:
