@@ -21,7 +21,7 @@ from vdkit.vsphere import snapshots, tracking
 from vdkit.vsphere.consolidation import is_outstanding
 from vdkit.vsphere.model import Tracking
 from vdkit.vsphere.session import Session
-from vdkit.vsphere.tracking import ChangeQuery, plan_disk
+from vdkit.vsphere.tracking import ChangeQuery
 
 KEY = 2000
 UNIT = 1 << 16
@@ -166,7 +166,8 @@ def test_row_14_consolidation_left_undone_is_a_reset(host: SimulatedHost, sessio
         with pytest.raises(TrackingReset) as caught:
             query.changed_areas(KEY, since)
         one_line(caught.value, "consolidation", "full backup")
-        assert plan_disk(query, KEY, since, on_reset="scan").kind == "scan"
+        query.full(KEY)
+        assert query.next_id(KEY)
 
 
 def test_tracking_lost_on_the_way(host: SimulatedHost, session: Session) -> None:
@@ -234,6 +235,5 @@ def test_a_disk_that_grew(host: SimulatedHost, session: Session) -> None:
         ChangeQuery(session, vm, taken.moref) as query,
     ):
         query.save_ids()
-        plan = plan_disk(query, KEY, since, since_capacity=DISK_BYTES)
-    assert plan.ranges is not None
-    assert plan.ranges.covers(DISK_BYTES, DISK_BYTES)
+        changed = query.changed_ranges(KEY, since, since_capacity=DISK_BYTES)
+    assert changed.covers(DISK_BYTES, DISK_BYTES)

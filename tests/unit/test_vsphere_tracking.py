@@ -23,7 +23,7 @@ from vdkit.vsphere.hardware import diagnose
 from vdkit.vsphere.known_faults import losing_changes
 from vdkit.vsphere.model import Backing, Tracking
 from vdkit.vsphere.session import About
-from vdkit.vsphere.tracking import ChangeQuery, enable, plan_disk
+from vdkit.vsphere.tracking import ChangeQuery, enable
 
 GIB = 1 << 30
 UNIT = 1 << 16
@@ -316,36 +316,27 @@ def test_an_unreachable_host_is_not_a_reset() -> None:
     _, query = host(answer)
     query.save_ids()
     with pytest.raises(ConnectionLost):
-        plan_disk(query, 2000, f"{HISTORY}/4", on_reset="full")
+        query.changed_ranges(2000, f"{HISTORY}/4")
 
 
-def test_the_caller_decides_on_a_reset() -> None:
-    for policy in ("full", "scan"):
-        _, query = host()
-        query.save_ids()
-        plan = plan_disk(query, 2000, "other/1", on_reset=policy)  # type: ignore[arg-type]
-        assert (plan.kind, plan.ranges) == (policy, None)
-        assert "reset" in plan.reason
-        assert query.next_id(2000) == f"{HISTORY}/5"
+def test_after_a_reset_the_caller_may_still_read_all_and_save_the_id() -> None:
     _, query = host()
     query.save_ids()
-    with pytest.raises(TrackingReset):
-        plan_disk(query, 2000, "other/1")
-    _, query = host()
-    query.save_ids()
-    assert plan_disk(query, 2000, None).kind == "full"
+    with pytest.raises(TrackingReset, match="reset"):
+        query.changed_ranges(2000, "other/1")
+    query.full(2000)
+    assert query.next_id(2000) == f"{HISTORY}/5"
 
 
 def test_space_by_which_a_disk_grew_is_read() -> None:
     _, query = host(lambda o, s: page(o, GIB - o, [(UNIT, UNIT)]))
     query.save_ids()
-    plan = plan_disk(query, 2000, f"{HISTORY}/4", since_capacity=GIB // 2)
-    assert plan.kind == "changed"
-    assert plan.ranges == RangeSet([(UNIT, UNIT), (GIB // 2, GIB // 2)])
+    changed = query.changed_ranges(2000, f"{HISTORY}/4", since_capacity=GIB // 2)
+    assert changed == RangeSet([(UNIT, UNIT), (GIB // 2, GIB // 2)])
     _, query = host()
     query.save_ids()
     with pytest.raises(TrackingReset, match="shrunk"):
-        plan_disk(query, 2000, f"{HISTORY}/4", since_capacity=2 * GIB)
+        query.changed_ranges(2000, f"{HISTORY}/4", since_capacity=2 * GIB)
 
 
 @pytest.mark.parametrize(

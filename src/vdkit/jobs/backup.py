@@ -220,9 +220,7 @@ class _Run:
             if decision.method is not Method.CHANGES or previous is None or previous.disk.change_id is None:
                 query.full(key)
                 return decision, None
-            ranges = RangeSet(
-                query.changed_areas(key, previous.disk.change_id, since_capacity=previous.disk.capacity)
-            )
+            ranges = query.changed_ranges(key, previous.disk.change_id, since_capacity=previous.disk.capacity)
         except ChangeTrackingError as error:
             if self._on_reset is ResetPolicy.FAIL:
                 raise

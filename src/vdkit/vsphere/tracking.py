@@ -17,10 +17,9 @@ users gathered in our notes on change tracking.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from pyVmomi import vim, vmodl
 
@@ -48,7 +47,6 @@ MAX_PAGES: Final = 1 << 20
 #: Areas in one answer; hosts send about two thousand.
 MAX_AREAS: Final = 1 << 20
 
-OnReset = Literal["fail", "full", "scan"]
 _RESET_REMEDY: Final = "take a full backup, or compare the whole disk with the last one"
 
 
@@ -153,6 +151,14 @@ class ChangeQuery:
         self._check_history(disk, since, since_capacity)
         self._progress[key] = _Disk.MAPPING
         return self._pages(disk, since)
+
+    def changed_ranges(self, key: int, since: str, *, since_capacity: int | None = None) -> RangeSet:
+        """All of :meth:`changed_areas`, and the space by which the disk grew since ``since_capacity``."""
+        changed = RangeSet(self.changed_areas(key, since, since_capacity=since_capacity))
+        capacity = self.capacity(key)
+        if since_capacity is not None and since_capacity < capacity:
+            changed |= RangeSet([(since_capacity, capacity - since_capacity)])
+        return changed
 
     def full(self, key: int) -> None:
         """Say that all of a disk will be read, so that its map is not needed; also after a map failed."""
@@ -296,49 +302,3 @@ def _break_between(since: str, current: str) -> str | None:
     if int(saved) > int(number):
         return f"the disk went back in time: the saved id {since} is newer than the snapshot's {current}"
     return None
-
-
-# -- the caller's decision ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class DiskPlan:
-    """What to read of one disk. ``scan`` means: read all of it and compare; ``ranges`` None means all."""
-
-    kind: Literal["changed", "full", "scan"]
-    ranges: RangeSet | None
-    reason: str
-
-
-def plan_disk(
-    query: ChangeQuery,
-    key: int,
-    since: str | None,
-    *,
-    since_capacity: int | None = None,
-    on_reset: OnReset = "fail",
-) -> DiskPlan:
-    """Ask for the changes of a disk since a saved id and say what to read.
-
-    ``since`` None means that there is no earlier point. When the changes cannot be known, ``on_reset``
-    decides: ``fail`` raises TrackingReset or TrackingOff, ``full`` and ``scan`` go on and give the reason.
-    Space by which the disk grew is always read.
-    """
-    if since is None:
-        query.full(key)
-        return DiskPlan("full", None, "there is no earlier change id")
-    try:
-        changed = RangeSet(query.changed_areas(key, since, since_capacity=since_capacity))
-    except ChangeTrackingError as error:
-        match on_reset:
-            case "fail":
-                raise
-            case "full" | "scan":
-                query.full(key)
-                return DiskPlan(on_reset, None, error.message)
-            case _:
-                raise UsageError(f"on_reset {on_reset!r}: fail, full or scan are allowed") from error
-    capacity = query.capacity(key)
-    if since_capacity is not None and since_capacity < capacity:
-        changed |= RangeSet([(since_capacity, capacity - since_capacity)])
-    return DiskPlan("changed", changed, f"{changed.total} of {capacity} bytes changed since the last point")
