@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from vdkit.errors import VixError
+from vdkit.version import VERSION
 
 if TYPE_CHECKING:
     from vdkit.block.device import BlockDevice, WritableDevice
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from vdkit.net.trust import Trust
     from vdkit.vsphere.session import Session
 
-__version__ = "0.1.0.dev0"
+__version__ = VERSION
 
 __all__ = [
     "BlockDevice",

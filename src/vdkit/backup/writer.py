@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-import vdkit
 from vdkit.backup import lock as locks
 from vdkit.backup import manifest as manifests
 from vdkit.backup import names
@@ -29,6 +28,7 @@ from vdkit.backup.manifest import Consistency, DiskRecord, Kind, Manifest, Paren
 from vdkit.backup.repository import Point, Repository
 from vdkit.block.store import Store
 from vdkit.errors import NotFound, UsageError, VixError
+from vdkit.version import VERSION
 
 Clock = Callable[[], datetime]
 
@@ -174,7 +174,7 @@ class PointWriter:
             consistency=consistency,
             parent=self._parent(),
             hardware=manifests.check_hardware(hardware or {}),
-            writer=f"vdkit {vdkit.__version__}",
+            writer=f"vdkit {VERSION}",
             disks=tuple(replace(d, seconds=round(d.seconds, 3)) for d in self._disks.values()),
         )
         data = manifests.encode(manifest)

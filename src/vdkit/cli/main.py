@@ -9,10 +9,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-import vdkit
 from vdkit.cli import backup_commands, disk_commands, host_commands, sim_commands
 from vdkit.cli.output import print_json, print_note
 from vdkit.errors import Cancelled, VixError
+from vdkit.version import VERSION
 
 
 class _Commands(TyperGroup):
@@ -39,7 +39,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
-        typer.echo(f"vdkit {vdkit.__version__}")
+        typer.echo(f"vdkit {VERSION}")
         raise typer.Exit
 
 
