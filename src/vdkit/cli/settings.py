@@ -59,9 +59,8 @@ class Settings:
         url = self._govc
         match key:
             case "host":
-                return url.hostname if url else None
-            case "port":
-                return str(url.port) if url and url.port else None
+                # With its port: one of another setting's host would be wrong for this one.
+                return url.netloc.rpartition("@")[2] if url else None
             case "user":
                 inside = unquote(url.username) if url and url.username else None
                 return self._environment.get("GOVC_USERNAME") or inside
