@@ -111,12 +111,17 @@ class SocketStream(Stream):
 
     def recv_exact(self, view: memoryview, deadline: Deadline) -> None:
         filled, wanted = 0, len(view)
-        if self._low < self._high:
+        low = self._low
+        if self._high - low >= wanted:
+            view[:] = self._stage[low : low + wanted]
+            self._low = low + wanted
+            return
+        if low < self._high:
             filled = self._take(view)
         while filled < wanted:
             rest = view[filled:] if filled else view
             if len(rest) >= _STAGE:
-                count = self._recv(rest, deadline, socket.MSG_WAITALL)
+                count = self._recv_ahead(rest, deadline)
             else:
                 # What comes behind is most often wanted next: taken along in one call.
                 self._low, self._high = 0, self._recv(self._stage, deadline, 0)
@@ -124,6 +129,20 @@ class SocketStream(Stream):
             if count == 0:
                 raise self.lost()
             filled += count
+
+    def _recv_ahead(self, view: memoryview, deadline: Deadline) -> int:
+        """Bytes of the view; what has come behind it, the head of the next message, is staged."""
+        while True:
+            near = deadline.remaining < _STEP
+            if near and not self._poll(self._input, deadline):
+                raise DeadlineExceeded(f"{self.peer}: nothing came within {deadline.seconds:g} seconds")
+            try:
+                count = self._sock.recvmsg_into((view, self._stage), 0, socket.MSG_DONTWAIT if near else 0)[0]
+            except OSError as error:
+                self._blocked_or_raise(error)
+                continue
+            self._low, self._high = 0, max(0, count - len(view))
+            return min(count, len(view))
 
     def _recv(self, view: memoryview, deadline: Deadline, flags: int) -> int:
         """At least a byte of the view (most often all with MSG_WAITALL), 0 at the end of the stream."""
