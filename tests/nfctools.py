@@ -16,7 +16,8 @@ from vdkit.sim.certificates import Certificate, make_certificate
 from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.sim.nfc_server import NfcServer
 from vdkit.sim.ports import Refusal, denied
-from vdkit.transports.nfc import NfcDisk, NfcTarget, Timeouts, open_nfc
+from vdkit.transports import nfc
+from vdkit.transports.nfc import NfcDisk, NfcTarget, Timeouts
 
 PATH = "[ds] vm/vm.vmdk"
 FILE = "vm.vmdk"
@@ -33,6 +34,11 @@ def certificate() -> Certificate:
 @functools.cache
 def other_certificate() -> Certificate:
     return make_certificate("somebody.else")
+
+
+def open_nfc(aim: NfcTarget, *, request_size: int = 256 << 10, **options: Any) -> NfcDisk:
+    """With a fixed size of requests: the default depends on how quick the machine is just now."""
+    return nfc.open_nfc(aim, request_size=request_size, **options)
 
 
 class Office:

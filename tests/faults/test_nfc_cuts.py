@@ -10,12 +10,12 @@ import threading
 
 import pytest
 
-from nfctools import PATH, QUICK, TICKET, Office, certificate, served, target
+from nfctools import PATH, QUICK, TICKET, Office, certificate, open_nfc, served, target
 from vdkit.errors import ConnectionLost, DeadlineExceeded, ProtocolError, TransportError
 from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.sim.nfc_server import NfcServer
 from vdkit.testing.relay import Relay
-from vdkit.transports.nfc import Mode, NfcDisk, open_nfc
+from vdkit.transports.nfc import Mode, NfcDisk
 
 MIB = 1 << 20
 CONTENT = random.Random(7).randbytes(2 * MIB)

@@ -7,7 +7,18 @@ import gc
 
 import pytest
 
-from nfctools import PATH, QUICK, TICKET, Office, certificate, opened, other_certificate, served, target
+from nfctools import (
+    PATH,
+    QUICK,
+    TICKET,
+    Office,
+    certificate,
+    open_nfc,
+    opened,
+    other_certificate,
+    served,
+    target,
+)
 from vdkit.block.extent import ExtentKind
 from vdkit.errors import (
     ConnectionLost,
@@ -24,7 +35,7 @@ from vdkit.errors import (
 )
 from vdkit.sim import ports
 from vdkit.sim.nfc_faults import NfcFaults
-from vdkit.transports.nfc import Timeouts, open_nfc
+from vdkit.transports.nfc import Timeouts
 
 MIB = 1 << 20
 SHORT = Timeouts(connect=5, request=0.3, read=0.3, write=0.3, close=0.3)

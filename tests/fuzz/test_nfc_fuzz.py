@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nfctools import QUICK, Office, other_certificate, scripted, served, target
+from nfctools import QUICK, Office, open_nfc, other_certificate, scripted, served, target
 from vdkit.errors import ProtocolError, VixError
 from vdkit.net.connect import connect
 from vdkit.net.deadline import Deadline
@@ -162,8 +162,6 @@ def test_noise_for_records(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_noise_while_opening(seed: int) -> None:
     """In the greeting, the dialogue, and the handshake of a host with the right certificate."""
-    from vdkit.transports.nfc import open_nfc
-
     dice = random.Random(seed)
     mine = other_certificate()
 
@@ -262,8 +260,6 @@ def test_noise_for_the_host(depth: int, caplog: pytest.LogCaptureFixture) -> Non
         for thread in threads:
             thread.join()
         # It still serves.
-        from vdkit.transports.nfc import open_nfc
-
         with open_nfc(target(server), timeouts=QUICK) as disk:
             disk.read_into(0, bytearray(512))
     assert "the handler failed" not in caplog.text

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from nfctools import PATH, TICKET, Office, certificate, served
+from nfctools import PATH, TICKET, Office, certificate, served, target
 from vdkit.errors import ConnectionLost, VixError
 from vdkit.net.connect import connect
 from vdkit.net.deadline import Deadline
@@ -15,6 +15,8 @@ from vdkit.net.stream import SocketStream, Stream
 from vdkit.net.tls import TlsStream
 from vdkit.net.trust import client_context, sha256_thumbprint
 from vdkit.sim.nfc_server import NfcServer
+from vdkit.testing.relay import Relay
+from vdkit.transports import nfc
 from vdkit.wire.nfc import dialogue, handshake, records
 from vdkit.wire.nfc.records import Io, MapRequest
 
@@ -238,3 +240,15 @@ def test_abrupt_ends_free_everything() -> None:
             open_disk(stream)
             stream.send((records.header(7, 44, 5),), late())
     assert len(closed) == 2
+
+
+def test_the_size_of_requests_follows_the_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(Office(CONTENT)) as server:
+        with (
+            Relay("127.0.0.1", server.port, to_client=0.005) as relay,
+            nfc.open_nfc(target(server, port=relay.port)) as disk,
+        ):
+            assert disk.request_size == nfc.FAR_REQUEST_SIZE
+        monkeypatch.setattr(nfc, "FAR_SECONDS", 60.0)
+        with nfc.open_nfc(target(server)) as disk:
+            assert disk.request_size == disk.fragment_size == nfc.NEAR_REQUEST_SIZE

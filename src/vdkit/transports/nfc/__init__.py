@@ -6,6 +6,7 @@ Source of facts: our NFC specification (``docs/reference/nfc.md``).
 from __future__ import annotations
 
 import contextlib
+import time
 from functools import partial
 from typing import get_args
 
@@ -17,10 +18,12 @@ from vdkit.transports.nfc.opening import open_stream
 from vdkit.transports.nfc.operations import Exchange
 from vdkit.transports.nfc.session import Session
 from vdkit.transports.nfc.target import (
-    DEFAULT_REQUEST_SIZE,
     DEFAULT_WINDOW,
+    FAR_REQUEST_SIZE,
+    FAR_SECONDS,
     HELLO_BUFFERS,
     MAX_IN_FLIGHT,
+    NEAR_REQUEST_SIZE,
     CompressionName,
     Mode,
     NfcTarget,
@@ -32,9 +35,10 @@ from vdkit.wire.nfc.limits import DEFAULT_HELLO_BUFFER, MAX_REQUEST
 from vdkit.wire.nfc.records import Opcode, OpenReply
 
 __all__ = [
-    "DEFAULT_REQUEST_SIZE",
     "DEFAULT_WINDOW",
+    "FAR_REQUEST_SIZE",
     "MAX_IN_FLIGHT",
+    "NEAR_REQUEST_SIZE",
     "CompressionName",
     "Mode",
     "NfcDisk",
@@ -55,12 +59,13 @@ def open_nfc(
     writable: bool = False,
     compression: CompressionName = "none",
     window: int = DEFAULT_WINDOW,
-    request_size: int = DEFAULT_REQUEST_SIZE,
+    request_size: int | None = None,
     timeouts: Timeouts | None = None,
 ) -> NfcDisk:
     """Open the disk; this uses up the target's ticket.
 
     ``window``: requests of ``request_size`` bytes in flight, at most :data:`MAX_IN_FLIGHT` bytes together.
+    ``request_size`` None: chosen by how far the host is.
     """
     _check(mode, window, request_size)
     code = compression_of(compression)
@@ -68,7 +73,7 @@ def open_nfc(
     stream = open_stream(target, mode, timeouts)
     session = Session(stream, target.where, target.path, window=window, timeouts=timeouts)
     try:
-        fragment = _say_hello(session, request_size, timeouts)
+        fragment, trip = _say_hello(session, request_size or NEAR_REQUEST_SIZE, timeouts)
         reply = _open(session, target, writable, timeouts)
     except BaseException:
         session.close()
@@ -80,16 +85,18 @@ def open_nfc(
         writable=writable,
         compression=code,
         fragment=fragment,
-        request_size=request_size,
+        request_size=request_size or (NEAR_REQUEST_SIZE if trip < FAR_SECONDS else FAR_REQUEST_SIZE),
         timeouts=timeouts,
     )
 
 
-def _check(mode: str, window: int, request_size: int) -> None:
+def _check(mode: str, window: int, request_size: int | None) -> None:
     if mode not in get_args(Mode):
         raise UsageError(f"NFC mode {mode!r} is not known", remedy="use nbd or nbdssl")
     if window < 1:
         raise UsageError(f"a window of {window} requests: at least one is needed")
+    if request_size is None:
+        return
     if request_size % max(_SECTOR_SIZES) or not 0 < request_size <= MAX_REQUEST:
         raise UsageError(
             f"a request size of {request_size} bytes: a multiple of {max(_SECTOR_SIZES)} "
@@ -97,8 +104,8 @@ def _check(mode: str, window: int, request_size: int) -> None:
         )
 
 
-def _say_hello(session: Session, request_size: int, timeouts: Timeouts) -> int:
-    """Open the record session; the size of the largest chunk that was agreed on."""
+def _say_hello(session: Session, request_size: int, timeouts: Timeouts) -> tuple[int, float]:
+    """Open the record session; the largest chunk that was agreed on (bytes), and a round trip (seconds)."""
     size = max(request_size, DEFAULT_HELLO_BUFFER)
     build = partial(records.encode_hello, buffer_size=size, buffer_count=HELLO_BUFFERS)
     hello = Exchange(
@@ -111,14 +118,17 @@ def _say_hello(session: Session, request_size: int, timeouts: Timeouts) -> int:
                 Opcode.HELLO, "negotiating buffers (HELLO)", records.encode_hello, seconds=timeouts.request
             )
         )
+    trips = []
     for opcode, encode in (
         (Opcode.SOCKOPTS, records.encode_sockopts),
         (Opcode.RESPOOL, records.encode_respool),
     ):
+        start = time.monotonic()
         session.exchange(
             Exchange(opcode, f"opening the session ({opcode.name})", encode, seconds=timeouts.request)
         )
-    return size
+        trips.append(time.monotonic() - start)
+    return size, min(trips)
 
 
 def _open(session: Session, target: NfcTarget, writable: bool, timeouts: Timeouts) -> OpenReply:

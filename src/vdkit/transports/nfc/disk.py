@@ -74,6 +74,11 @@ class NfcDisk(BaseWritableDevice):
         return self._reply.cylinders, self._reply.heads, self._reply.sectors
 
     @property
+    def request_size(self) -> int:
+        """Bytes of one request."""
+        return self._request_size
+
+    @property
     def fragment_size(self) -> int:
         """Bytes of the largest chunk, as agreed with the host."""
         return self._fragment

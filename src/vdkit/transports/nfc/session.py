@@ -196,7 +196,8 @@ class Session:
 
     def _patience(self) -> Deadline:
         """A host may work on a write for longer than on a read: the oldest request decides."""
-        oldest = next(iter(self._operations.values()), None)
+        with self._changed:  # others send meanwhile, and a dictionary that grows cannot be walked
+            oldest = next(iter(self._operations.values()), None)
         return Deadline.after(oldest.seconds if oldest else self._timeouts.read)
 
     def _take_role(self) -> bool:

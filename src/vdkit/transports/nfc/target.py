@@ -11,10 +11,14 @@ from vdkit.net.secret import Secret
 Mode = Literal["nbd", "nbdssl"]
 CompressionName = Literal["none", "zlib", "skipz"]
 
-#: Bytes of one read or write on the wire. Small enough that many are in flight in :data:`MAX_IN_FLIGHT`.
-DEFAULT_REQUEST_SIZE = 256 << 10
+#: Bytes of one read or write to a host that is near: as few requests as can be, each costs time at both ends.
+NEAR_REQUEST_SIZE = 1 << 20
+#: The same to a host that is far: small ones come sooner and are spread better over :data:`MAX_IN_FLIGHT`.
+FAR_REQUEST_SIZE = 128 << 10
+#: Seconds of a round trip, measured while the session opens, from which on a host is far.
+FAR_SECONDS = 0.002
 #: Requests in flight on one connection.
-DEFAULT_WINDOW = 64
+DEFAULT_WINDOW = 128
 #: Bytes asked for and not yet come, per disk. A host has about 48 MiB for all its NFC sessions.
 MAX_IN_FLIGHT = 16 << 20
 #: Buffers that HELLO asks for. VMware's own client is used with 4 of up to 2 MiB.
