@@ -31,9 +31,9 @@ _LIMIT_NAME = re.compile(r"^(MAX|MIN|DEFAULT)_|_(LIMIT|MAX|MIN|TIMEOUT|SIZE|WIND
 #: Codes whose meaning the class of an error does not say by itself.
 _EXIT_MEANINGS = {
     "OK": "done",
-    "FAILED": "something went wrong that has no code of its own",
+    "FAILED": "something went wrong that has no code of its own; or the work was done, with warnings",
     "USAGE": "the command line or an argument is wrong, or asks for something impossible",
-    "SOURCE_INCOMPLETE": "a backup was made, but not everything could be read",
+    "SOURCE_INCOMPLETE": "a backup was made, but some disks of the machine are not in it",
     "VERIFY_FAILED": "stored bytes differ from what the manifest says",
     "FORMAT": "a disk or descriptor is damaged, unknown or unsupported",
     "STORE": "a file or folder could not be read, written or found",
@@ -46,6 +46,34 @@ _EXIT_MEANINGS = {
     "CHANGE_TRACKING": "changed blocks cannot be told: tracking is off, or was reset",
     "INTERRUPTED": "stopped by the user",
 }
+#: What a person is most likely to meet, with the class that says so and the remedy that the message gives.
+SITUATIONS = (
+    ("a VMDK that was cut short, or whose tables point outside it", errors.CorruptDisk, "restore it"),
+    ("a file that is no disk", errors.NotADisk, "check the path"),
+    ("a disk of a version that vdkit does not know", errors.UnsupportedVersion, "convert it first"),
+    (
+        "a descriptor that points outside its folder: absolute, `..`, a device, a link",
+        errors.OutsideStore,
+        "`--allow-path FOLDER`, once you have looked at it",
+    ),
+    ("a disk that is its own parent", errors.ChainError, "mend the descriptor's `parentFileNameHint`"),
+    ("a disk whose parent is not there", errors.MissingParent, "bring the file back"),
+    ("a parent that was changed after the child was made", errors.CidMismatch, "take the right parent"),
+    ("no space left, for a repository or a disk", errors.DiskFull, "free space or choose another place"),
+    ("another certificate than the pinned one", errors.TrustError, "`vdkit fingerprint HOST`, and compare"),
+    ("a wrong user name or password", errors.LoginFailed, "check both"),
+    ("a machine that the host does not have", errors.ObjectNotFound, "`vdkit vms`; near names are told"),
+    ("TCP 443 or 902 closed", errors.ConnectionRefused, "let the port named through the firewall"),
+    ("a host name that does not resolve", errors.HostNotFound, "check its spelling"),
+    (
+        "change tracking was reset since the last point",
+        errors.TrackingReset,
+        "`--level full`, or `--on-reset`",
+    ),
+    ("a second backup of a machine into one repository", errors.RepositoryLocked, "wait until it has ended"),
+    ("a folder that is no repository", errors.RepositoryMissing, "check the path"),
+    ("stored bytes that were changed", errors.VerifyFailed, "another point; take a full backup now"),
+)
 
 
 def exit_codes() -> dict[str, int]:
@@ -83,6 +111,17 @@ def errors_page() -> str:
         "| ---: | --- | --- |",
     ]
     lines += [f"| {value} | `{name}` | {_EXIT_MEANINGS[name]} |" for name, value in exit_codes().items()]
+    lines += [
+        "",
+        "## What you are most likely to meet\n",
+        "Each of these is one line on standard error that names the thing and the place; a test provokes "
+        "every one of them and compares it with this table.\n",
+        "| what | exit code | class | remedy |",
+        "| --- | ---: | --- | --- |",
+    ]
+    lines += [
+        f"| {what} | {kind.exit_code} | `{kind.__name__}` | {remedy} |" for what, kind, remedy in SITUATIONS
+    ]
     lines += [
         "",
         "## Classes\n",

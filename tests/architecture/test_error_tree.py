@@ -67,7 +67,8 @@ def test_reference_page_is_up_to_date(pages: ModuleType, name: str) -> None:
 
 def test_errors_page_names_every_class(pages: ModuleType) -> None:
     # Read independently of the generator: a row lost there would be lost on both sides of a comparison.
-    text = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
+    _, _, text = page.partition("## Classes")
     for _, kind in pages.error_tree():
         row = next(line for line in text.splitlines() if f"`{kind.__name__}`" in line)
         cells = [cell.strip() for cell in row.strip("|").split("|")]

@@ -13,7 +13,8 @@ from vdkit.backup.manifest import DiskRecord
 from vdkit.block.chain import MAX_LINKS
 from vdkit.errors import TrackingOff, TrackingReset, UsageError
 
-_CHOICES = "choose a full backup (--level full) or what to do without tracking (--on-reset full or scan)"
+#: The remedy where change tracking cannot tell the changes and nobody has said what to do then.
+CHOICES = "choose a full backup (--level full) or what to do without tracking (--on-reset full or scan)"
 
 
 class Level(Enum):
@@ -108,7 +109,7 @@ def _with_previous(
         before = previous.disk.capacity
         why = f"its capacity changed from {before} to {capacity} bytes since {previous.point_id}"
         if on_reset is ResetPolicy.FAIL:
-            raise TrackingReset(f"{what}: {why}", remedy=_CHOICES)
+            raise TrackingReset(f"{what}: {why}", remedy=CHOICES)
         # A delta has the size of its parent: even a scan has to store everything.
         return Decision(Method.FULL, why)
     if tracking is Tracking.OFF:
@@ -122,8 +123,8 @@ def _with_previous(
     match on_reset:
         case ResetPolicy.FAIL:
             if tracking is Tracking.OFF:
-                raise TrackingOff(f"{what}: {why}", remedy=f"switch it on, or {_CHOICES}")
-            raise TrackingReset(f"{what}: {why}", remedy=_CHOICES)
+                raise TrackingOff(f"{what}: {why}", remedy=f"switch it on, or {CHOICES}")
+            raise TrackingReset(f"{what}: {why}", remedy=CHOICES)
         case ResetPolicy.FULL:
             return Decision(Method.FULL, why)
         case ResetPolicy.SCAN:

@@ -204,7 +204,7 @@ def restore(
     Example: vdkit restore /backup/vms latest --to web01-restored
     """
     if (to is None) == (to_file is None):
-        raise UsageError("restore: give either --to NEWVM or --to-file FILE")
+        raise UsageError("restore: give one of --to NEWVM and --to-file FILE")
     opened = _repository(repository)
     chosen = _find(opened, point)
     with job_observer(as_json=as_json) as observer:

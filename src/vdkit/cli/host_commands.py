@@ -100,9 +100,10 @@ def fingerprint(
     if as_json:
         print_json({"host": name, "certificates": found})
         return
+    shown = f"[{name}]" if ":" in name else name
     for entry in found:
-        print_text(f"{name}:{entry['port']} sha256 {entry['sha256']}")
-        print_text(f"{name}:{entry['port']} sha1   {entry['sha1']}")
+        print_text(f"{shown}:{entry['port']} sha256 {entry['sha256']}")
+        print_text(f"{shown}:{entry['port']} sha1   {entry['sha1']}")
 
 
 def _machine(vm: VirtualMachine) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from typing import Any
@@ -10,8 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from vdkit.cli import backup_commands, disk_commands, host_commands, sim_commands
-from vdkit.cli.output import print_json, print_note
-from vdkit.errors import Cancelled, VixError
+from vdkit.cli.output import flush_output, prepare_output, print_json, print_note, print_text
+from vdkit.errors import Cancelled, ExitCode, StoreError, VixError
 from vdkit.version import VERSION
 
 
@@ -39,7 +40,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
-        typer.echo(f"vdkit {VERSION}")
+        print_text(f"vdkit {VERSION}")
         raise typer.Exit
 
 
@@ -54,8 +55,14 @@ def run(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     # A service manager's way of saying stop must tidy up like an interrupt from the keyboard.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    prepare_output()
     try:
-        app(args=given)
+        try:
+            app(args=given)
+        finally:
+            flush_output()
+    except BrokenPipeError:
+        sys.exit(ExitCode.FAILED)
     except VixError as error:
         sys.exit(_report(error, as_json="--json" in given))
 
@@ -63,14 +70,15 @@ def run(arguments: list[str] | None = None) -> None:
 def _report(error: VixError, *, as_json: bool) -> int:
     print_note(f"vdkit: {error} [{error.code}]")
     if as_json:
-        print_json(
-            {
-                "message_type": "exit_error",
-                "error": type(error).__name__,
-                "message": error.message,
-                "remedy": error.remedy,
-                "vix_code": error.code.number,
-                "exit_code": error.exit_code,
-            }
-        )
+        with contextlib.suppress(BrokenPipeError, StoreError):
+            print_json(
+                {
+                    "message_type": "exit_error",
+                    "error": type(error).__name__,
+                    "message": error.message,
+                    "remedy": error.remedy,
+                    "vix_code": error.code.number,
+                    "exit_code": error.exit_code,
+                }
+            )
     return error.exit_code

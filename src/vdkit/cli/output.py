@@ -6,13 +6,18 @@ Progress is drawn only on a terminal.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
+
+from vdkit.errors import from_os_error
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -26,14 +31,49 @@ PLAIN_INTERVAL = 5.0
 JSON_INTERVAL = 0.5
 
 
-def print_json(document: dict[str, Any], stream: IO[str] | None = None) -> None:
-    out = stream or sys.stdout
-    out.write(json.dumps({"schema": SCHEMA, **document}, ensure_ascii=False) + "\n")
-    out.flush()
+def prepare_output() -> None:
+    """Names of machines may hold any letter: one that the terminal's encoding lacks is shown as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_json(document: dict[str, Any]) -> None:
+    # The escapes of an output that is not UTF-8 would not be JSON's.
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    print_text(json.dumps({"schema": SCHEMA, **document}, ensure_ascii=not is_utf8))
+    flush_output()
 
 
 def print_text(text: str = "") -> None:
-    sys.stdout.write(text + "\n")
+    with _output_named():
+        sys.stdout.write(text + "\n")
+
+
+def flush_output() -> None:
+    """Before the end: what could not be written must be told, not lost when the interpreter leaves."""
+    with _output_named():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _output_named() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        # Whoever read us has seen enough (``| head``): not an error.
+        _drop_output()
+        raise
+    except OSError as error:
+        _drop_output()
+        raise from_os_error(error, "writing to standard output") from error
+
+
+def _drop_output() -> None:
+    """What is still in the buffer goes nowhere, or the interpreter would try once more and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def print_note(text: str) -> None:

@@ -135,11 +135,20 @@ class Settings:
 
 def split_host_port(text: str, default_port: int, *, lowest_port: int = 1) -> tuple[str, int]:
     """``host``, ``host:port``, ``[v6]``, ``[v6]:port``, a bare v6 address, or an https URL."""
+    if "@" in text:
+        # Not repeated: what stands before the sign may be a password.
+        raise UsageError(
+            "a host is given without user and password",
+            remedy="pass --user, and --password-file or VDKIT_PASSWORD",
+        )
     if "//" in text:
         url = urlsplit(text)
         if not url.hostname:
             raise UsageError(f"no host name in {text!r}")
-        return url.hostname, url.port or default_port
+        try:
+            return url.hostname, url.port or default_port
+        except ValueError as error:
+            raise UsageError(f"the port in {text!r} is not between 0 and 65535") from error
     if text.startswith("["):
         name, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -149,6 +158,8 @@ def split_host_port(text: str, default_port: int, *, lowest_port: int = 1) -> tu
         name, _, port = text.partition(":")
     else:
         name, port = text, ""
+    if not name:
+        raise UsageError(f"no host name in {text!r}", remedy="write HOST or HOST:PORT")
     if port and not (port.isdigit() and lowest_port <= int(port) < 65536):
         raise UsageError(f"port {port!r} in {text!r} is not between {lowest_port} and 65535")
     return name, int(port) if port else default_port

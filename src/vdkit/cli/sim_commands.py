@@ -23,9 +23,10 @@ from vdkit.cli.options import (
 from vdkit.cli.output import print_note, print_text
 from vdkit.cli.passwords import ask_password, read_password_descriptor, read_password_file
 from vdkit.cli.settings import split_host_port
-from vdkit.errors import UsageError
+from vdkit.errors import UsageError, VixError
 
 if TYPE_CHECKING:
+    from vdkit.sim.host import SimulatedHost
     from vdkit.vsphere.model import VirtualMachine
 
 DEFAULT_LISTEN = "127.0.0.1:8989"
@@ -95,7 +96,7 @@ def run_host(
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     with host:
         if power_on:
-            host.power_on_all()
+            _power_on(host)
         for key, value in host.environment().items():
             print_text(f"{key}={_quoted(value)}")
         print_text(f"# thumbprint (sha256) {host.thumbprint_sha256}")
@@ -103,6 +104,16 @@ def run_host(
         sys.stdout.flush()
         _wait_for_signal()
     print_note("stopped")
+
+
+def _power_on(host: SimulatedHost) -> None:
+    """Start every machine; one that cannot run must not keep the others, and the host, from it."""
+    for machine in host.inventory.machines:
+        try:
+            if not machine.powered_on:
+                machine.power_on()
+        except VixError as error:
+            print_note(f"warning: {machine.name} stays off: {error}")
 
 
 def guest(
@@ -143,6 +154,11 @@ def guest(
     password = settings.password or ask_password(settings.user, settings.host)
     with flags.login() as session:
         vm: VirtualMachine = find_machine(session, machine)
+    keys = [known.key for known in vm.disks]
+    if disk not in keys:
+        raise UsageError(
+            f"machine {vm.name} has no disk {disk}", remedy=f"pass --disk, one of {', '.join(map(str, keys))}"
+        )
     with GuestDoor(
         settings.host,
         settings.port,
@@ -164,8 +180,10 @@ def guest(
 def _read_script(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"script {path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise UsageError(f"script {path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"script {path}: not UTF-8 text") from error
     return [line for line in text.splitlines() if line.strip()]
 
 

@@ -31,6 +31,7 @@ from vdkit.backup import (
     previous_disk,
 )
 from vdkit.backup import Tracking as IdState
+from vdkit.backup.level import CHOICES
 from vdkit.block.copy import CopyProgress
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import RangeSet
@@ -223,9 +224,9 @@ class _Run:
             ranges = query.changed_ranges(key, previous.disk.change_id, since_capacity=previous.disk.capacity)
         except ChangeTrackingError as error:
             if self._on_reset is ResetPolicy.FAIL:
-                raise
+                raise type(error)(error.message, remedy=_remedy(error)) from error
             decision = choose(IdState.OFF if isinstance(error, TrackingOff) else IdState.RESET)
-            self._warn(f"{what}: {error.message}")
+            self._warn(error.message)
             query.full(key)
             return decision, None
         return decision, ranges
@@ -239,6 +240,11 @@ class _Run:
     def _warn(self, text: str) -> None:
         self._warnings.append(text)
         self._observer.warning(text)
+
+
+def _remedy(error: ChangeTrackingError) -> str:
+    """What to do about it: the choices of a backup, and what would bring tracking back where it is off."""
+    return f"{error.remedy}, or {CHOICES}" if isinstance(error, TrackingOff) and error.remedy else CHOICES
 
 
 def _in_snapshot(disk: VirtualDisk) -> bool:

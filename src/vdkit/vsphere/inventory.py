@@ -130,7 +130,7 @@ def _not_found(session: Session, text: str, machines: Iterable[VirtualMachine]) 
     if near:
         remedy = f"near names: {', '.join(near)}"
     elif names:
-        remedy = f"the host knows {len(names)} machines, none with a name near it; list them"
+        remedy = f"the host knows {len(names)} machines, none with a name near it; `vdkit vms` lists them"
     else:
         remedy = "the account sees no machine at all: check its role and the host"
     return ObjectNotFound(f"{session.where}: there is no machine {text!r}", remedy=remedy)

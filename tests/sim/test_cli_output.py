@@ -1,0 +1,156 @@
+"""What is printed where: any letter on any terminal, a full or a closed output, no password ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from vdkit.sim.host import SimulatedHost
+from vdkit.sim.snapshot import DiskSpec
+from vdkit.testing.fixtures import HostFactory
+
+NAME = "Büro Server 1"
+SECRET = "hunter2-c4nary"
+
+
+def vdkit(
+    host: SimulatedHost | None,
+    folder: Path,
+    *arguments: str,
+    stdout: int | IO[str] = subprocess.PIPE,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    settings = {k: v for k, v in os.environ.items() if not k.startswith(("GOVC_", "VDKIT_"))}
+    own = {} if host is None else host.environment()
+    return subprocess.run(
+        [sys.executable, "-m", "vdkit", *arguments],
+        env={**settings, **own, "HOME": str(folder), **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=folder,
+    )
+
+
+@pytest.fixture
+def host(simulated_host_factory: HostFactory) -> SimulatedHost:
+    host = simulated_host_factory(machines=0)
+    host.inventory.create_machine(NAME, "datastore1", [DiskSpec(1 << 20)])
+    host.power_on_all()
+    return host
+
+
+def test_letters_that_the_terminal_lacks(host: SimulatedHost, tmp_path: Path) -> None:
+    shown = vdkit(host, tmp_path, "vms", PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0
+    assert "B\\xfcro Server 1" in shown.stdout
+    # JSON stays JSON, whatever the output is encoded in.
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        listed = subprocess.run(
+            [sys.executable, "-m", "vdkit", "vms", "--json"],
+            env={**os.environ, **host.environment(), "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        assert json.loads(listed.decode("utf-8"))["machines"][0]["name"] == NAME
+
+
+def test_a_name_with_blanks_and_umlauts_goes_all_the_way(host: SimulatedHost, tmp_path: Path) -> None:
+    assert vdkit(host, tmp_path, "backup", NAME, "--to", "Sicherung für morgen").returncode == 0
+    done = vdkit(host, tmp_path, "restore", "Sicherung für morgen", "latest", "--to", "Büro neu ß")
+    assert done.returncode == 0, done.stderr
+    assert "Büro neu ß" in vdkit(host, tmp_path, "vms").stdout
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("points", "nowhere", "--json"), ("vms",)])
+def test_a_full_output_is_told(host: SimulatedHost, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = vdkit(host, tmp_path, *arguments, stdout=full)
+    assert done.returncode == (10 if "points" in arguments else 6)
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("vdkit: ")
+
+
+def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
+    """``vdkit map DISK | head -1``: no complaint, whatever is left to print."""
+    with (tmp_path / "d.raw").open("wb") as file:
+        for block in range(6000):
+            file.seek(block * 8192)
+            file.write(b"x" * 4096)
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -m vdkit map d.raw | head -1', sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.stdout.split() == ["offset", "length", "kind"]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("vms", f"--password={SECRET}"),
+        ("vms", "--password", SECRET),
+        ("vms", "--host", f"https://root:{SECRET}@127.0.0.1/sdk"),
+        ("vms", "--host", f"root:{SECRET}@127.0.0.1"),
+        ("fingerprint", f"root:{SECRET}@127.0.0.1"),
+    ],
+)
+def test_a_password_on_the_command_line_is_refused_and_not_repeated(
+    host: SimulatedHost, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    done = vdkit(host, tmp_path, *arguments)
+    assert done.returncode == 2
+    assert SECRET not in done.stdout + done.stderr
+
+
+def test_a_disk_that_no_snapshot_holds_has_an_exit_code_of_its_own(
+    host: SimulatedHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The simulated host has no independent disks: the second of two is made to look like one."""
+    from vdkit.cli import main
+    from vdkit.jobs import backup
+
+    host.inventory.create_machine("two", "datastore1", [DiskSpec(1 << 20), DiskSpec(1 << 20)]).power_on()
+    for key, value in host.environment().items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(backup, "_in_snapshot", lambda disk: disk.key == 2000)
+    with pytest.raises(SystemExit) as ended:
+        main.run(["backup", "two", "--to", str(tmp_path / "repo"), "--json"])
+    assert ended.value.code == 3
+
+
+def test_a_machine_that_cannot_run_does_not_stop_the_host(tmp_path: Path) -> None:
+    (tmp_path / "ds" / "stream").mkdir(parents=True)
+    (tmp_path / "d.raw").write_bytes(b"x" * 65536)
+    made = vdkit(None, tmp_path, "convert", "d.raw", "ds/stream/stream.vmdk", "-O", "streamOptimized")
+    assert made.returncode == 0, made.stderr
+    with subprocess.Popen(
+        [sys.executable, "-m", "vdkit", "sim", "--datastore", "ds", "--listen", "127.0.0.1:0", "--power-on"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        lines = iter(process.stdout.readline, "")
+        assert any("ready" in line for line in lines)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "warning: stream stays off" in said
+    assert "cannot be changed in place" in said
