@@ -14,7 +14,7 @@ from vdkit.backup.level import (
 from vdkit.backup.manifest import Consistency, DiskRecord, Kind, Manifest
 from vdkit.backup.names import VmIdentity
 from vdkit.backup.repository import Point, Repository
-from vdkit.backup.restore import open_point, restore_disk
+from vdkit.backup.restore import open_checked, open_point, restore_disk
 from vdkit.backup.verify import Damage, VerifyProgress, VerifyReport, verify
 from vdkit.backup.writer import PointWriter, begin_point
 
@@ -41,6 +41,7 @@ __all__ = [
     "begin_point",
     "choose_level",
     "content_sha256",
+    "open_checked",
     "open_point",
     "previous_disk",
     "restore_disk",

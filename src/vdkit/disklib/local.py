@@ -166,6 +166,13 @@ def save(
             return result
 
 
+def unsave(target: str | Path, *, to: str | DiskType) -> None:
+    """Remove, as far as possible, what :func:`save` made with the same ``to``."""
+    place = Path(target)
+    raw = not isinstance(to, DiskType) and to.casefold() == RAW
+    _remove(FolderStore(place.parent), place.name, raw=raw)
+
+
 def _whole_sectors(disk: BlockDevice) -> int:
     return -(-disk.capacity // SECTOR) * SECTOR
 
@@ -178,12 +185,16 @@ def _undone_on_failure(store: FolderStore, name: str, *, raw: bool) -> Iterator[
     except AlreadyExists:
         raise
     except BaseException:
-        with suppress(VixError):
-            if raw:
-                store.remove(name)
-            else:
-                delete_disk(store, name)
+        _remove(store, name, raw=raw)
         raise
+
+
+def _remove(store: FolderStore, name: str, *, raw: bool) -> None:
+    with suppress(VixError):
+        if raw:
+            store.remove(name)
+        else:
+            delete_disk(store, name)
 
 
 def _joined(geometry: Geometry | None) -> str | None:

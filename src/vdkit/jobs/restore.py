@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
-from vdkit.backup import DiskRecord, Point, Repository, open_point, restore_disk
+from vdkit.backup import DiskRecord, Point, Repository, open_checked, open_point, restore_disk
 from vdkit.block.compare import compare
 from vdkit.block.copy import CopyProgress
 from vdkit.block.device import BlockDevice
+from vdkit.block.extent import RangeSet
 from vdkit.block.workers import CancelToken
 from vdkit.disklib.connection import open_remote
-from vdkit.disklib.local import RAW, save
+from vdkit.disklib.local import RAW, save, unsave
 from vdkit.disklib.opening import open_local
 from vdkit.disklib.resuming import ResumingDisk
 from vdkit.errors import ControlError, UsageError, VerifyFailed, VixError
@@ -24,6 +26,9 @@ from vdkit.transports.nfc import CompressionName, Mode
 from vdkit.vsphere import machines
 from vdkit.vsphere.model import VirtualDisk, VirtualMachine
 from vdkit.vsphere.session import Session
+
+#: A host may make a disk larger than asked for by less than this, in bytes: it counts in larger units.
+_MOST_ROUNDING: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def restore_machine(
     vm = machines.create(session, new)
     try:
         made = sorted(vm.disks, key=lambda disk: disk.key)
-        if [disk.capacity for disk in made] != [disk.capacity for disk in records]:
+        if not _sizes_fit(made, records):
             raise ControlError(f"{session.where}: {name}: the host made disks of other sizes than asked for")
         open_it = partial(
             open_remote,
@@ -87,6 +92,14 @@ def restore_machine(
         _delete(session, vm, error)
         raise
     return RestoreResult(vm, written)
+
+
+def _sizes_fit(made: Sequence[VirtualDisk], records: Sequence[DiskRecord]) -> bool:
+    """As many disks as asked for; a host that rounds a size makes it a little larger, never smaller."""
+    return len(made) == len(records) and all(
+        0 <= disk.capacity - record.capacity < _MOST_ROUNDING
+        for disk, record in zip(made, records, strict=True)
+    )
 
 
 def _write_disk(
@@ -134,28 +147,40 @@ def restore_file(
     verify: bool = False,
     cancel: CancelToken | None = None,
 ) -> int:
-    """Write disk ``key`` of ``point`` to a new disk in a local file of type ``to``; returns bytes written."""
+    """Write disk ``key`` of ``point`` to a new disk in a local file of type ``to``; returns bytes written.
+
+    A file that does not hold what was stored is not left behind.
+    """
     what = f"disk {key} of point {point.id}"
     observer.step(f"{what}: writing {target}")
-    with open_point(repository, point, key) as device:
-        result = save(
-            device,
-            target,
-            to=to,
-            progress=lambda done, total: observer.progress(f"disk {key} restore", done, total),
-            cancel=cancel,
-        )
-    if verify:
-        observer.step(f"{what}: reading it back")
-        source_format = RAW if to.casefold() == RAW else "vmdk"
-        with open_local(target, source_format=source_format) as restored:
-            _check_equal(repository, point, key, restored, str(target))
+    saved = False
+    try:
+        with open_checked(repository, point, key, cancel=cancel) as (device, token):
+            result = save(
+                device,
+                target,
+                to=to,
+                progress=lambda done, total: observer.progress(f"disk {key} restore", done, total),
+                cancel=token,
+            )
+            saved = True
+        if verify:
+            observer.step(f"{what}: reading it back")
+            source_format = RAW if to.casefold() == RAW else "vmdk"
+            with open_local(target, source_format=source_format) as restored:
+                _check_equal(repository, point, key, restored, str(target))
+    except BaseException:
+        if saved:  # what fails earlier removes its own remains, and must not touch what was there before
+            unsave(target, to=to)
+        raise
     return result.written
 
 
 def _check_equal(repository: Repository, point: Point, key: int, restored: BlockDevice, what: str) -> None:
     with open_point(repository, point, key) as wanted:
-        at = compare(wanted, restored)
+        if restored.capacity < wanted.capacity:
+            raise VerifyFailed(f"{what}: {restored.capacity} bytes, point {point.id} has {wanted.capacity}")
+        at = compare(wanted, restored, ranges=RangeSet([(0, wanted.capacity)]))
     if at is not None:
         raise VerifyFailed(f"{what}: differs from point {point.id} at byte {at}")
 
