@@ -152,7 +152,7 @@ def test_a_machine_is_made_as_asked(session: Session) -> None:
         (NewMachine("x", "nowhere", (NewDisk(MIB),)), ObjectNotFound, "known are: datastore1"),
         (NewMachine("", "datastore1", ()), UsageError, "characters"),
         (NewMachine("x" * 81, "datastore1", ()), UsageError, "characters"),
-        (NewMachine("x", "datastore1", (NewDisk(1000),)), UsageError, "multiple of 1024"),
+        (NewMachine("x", "datastore1", (NewDisk(1000),)), UsageError, "multiple of 512"),
         (NewMachine("x", "datastore1", (NewDisk(MIB),) * 61), UsageError, "60 disks"),
         (NewMachine("x", "datastore1", (), adapter="ide"), UsageError, "lsilogic"),  # type: ignore[arg-type]
     ],

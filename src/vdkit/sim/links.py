@@ -20,6 +20,7 @@ from vdkit.sim.datastore import Datastore
 from vdkit.sim.faults import GenericVmConfigFault, InvalidDeviceSpec, ModelFault, from_store_error
 from vdkit.vmdk import DiskType, create_child, create_disk, delete_disk, list_files, open_disk
 from vdkit.vmdk.cid import format_cid
+from vdkit.vmdk.cowd import MAX_SECTORS as MAX_COWD_SECTORS
 from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.disk import close_links, write_descriptor
 from vdkit.vmdk.kinds import SECTOR, ExtentForm, extent_form, geometry_for
@@ -28,8 +29,6 @@ from vdkit.vmdk.names import Place
 
 #: Largest disk of a host, in bytes: 62 TiB.
 MAX_DISK = 62 << 40
-#: Where a vmfsSparse delta ends, in bytes.
-_MAX_COWD = 2 << 40
 #: Links that are followed from a leaf; one more than a host's own limit of snapshots is plenty.
 _MAX_LINKS = 64
 
@@ -155,9 +154,11 @@ def create(datastore: Datastore, name: str, capacity: int, *, thin: bool) -> Non
 
 def fork(datastore: Datastore, parent: str, child: str, capacity: int) -> None:
     """An empty delta over ``parent``, which is closed. Raises ModelFault."""
-    kind = DiskType.VMFS_SPARSE if capacity <= _MAX_COWD else DiskType.MONOLITHIC_SPARSE
+    # A host makes an seSparse delta where vmfsSparse ends; ours only has to hold the sectors.
+    fits = capacity <= MAX_COWD_SECTORS * SECTOR
+    kind = DiskType.VMFS_SPARSE if fits else DiskType.MONOLITHIC_SPARSE
     with storage(datastore, child):
-        create_child(datastore.store, parent, child, disk_type=kind, durable=False)
+        create_child(datastore.store, parent, child, disk_type=kind, durable=False, any_size=True)
 
 
 def merge(datastore: Datastore, child: str, parent: str) -> int:

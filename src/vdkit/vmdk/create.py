@@ -74,12 +74,14 @@ def create_child(
     child_store: Store | None = None,
     allow_paths: Sequence[str] = (),
     durable: bool = True,
+    any_size: bool = False,
 ) -> None:
     """Make an empty child of a disk: a snapshot's delta.
 
     As VMware does, the child starts with its parent's content id and gets its own at its first write. A
     child in another folder names its parent by a relative path, and opens only with that folder in
-    ``allow_paths``.
+    ``allow_paths``. ``any_size`` makes a monolithicSparse child over VMware's own limit of 2 TiB too, which
+    the format can hold but VMware's products do not open.
     """
     parent = Place(store, parent_name)
     child = Place(store if child_store is None else child_store, child_name)
@@ -96,7 +98,8 @@ def create_child(
             with _making(child.store) as made:
                 _make_cowd(made, child, sectors, cid, ddb, link, durable=durable)
         case DiskType.MONOLITHIC_SPARSE:
-            sparse.check_creatable(sectors, str(child))
+            if not any_size:
+                sparse.check_creatable(sectors, str(child))
             descriptor = _sparse_descriptor(child, sectors, cid, ddb, link)
             with _making(child.store) as made:
                 _make_sparse(made, child, sectors, descriptor, durable=durable)

@@ -25,6 +25,8 @@ Firmware = Literal["bios", "efi"]
 #: Disks that hang on one SCSI controller: units 0 to 15 without 7, the controller's own.
 DISKS_PER_CONTROLLER: Final = 15
 MAX_CONTROLLERS: Final = 4
+#: Bytes of a sector, as the API counts disks.
+SECTOR: Final = 512
 #: Characters that the API allows in a name.
 MAX_NAME: Final = 80
 
@@ -38,7 +40,7 @@ _CONTROLLERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class NewDisk:
-    """A disk to make, empty. ``capacity`` is bytes, a multiple of 1024."""
+    """A disk to make, empty. ``capacity`` is bytes, whole sectors of 512."""
 
     capacity: int
     thin: bool = True
@@ -154,9 +156,9 @@ def _check(new: NewMachine) -> None:
     if len(new.disks) > DISKS_PER_CONTROLLER * MAX_CONTROLLERS:
         raise UsageError(f"{new.name}: more than {DISKS_PER_CONTROLLER * MAX_CONTROLLERS} disks")
     for number, disk in enumerate(new.disks):
-        if disk.capacity <= 0 or disk.capacity % 1024:
+        if disk.capacity <= 0 or disk.capacity % SECTOR:
             raise UsageError(
-                f"{new.name}: disk {number}: {disk.capacity} bytes is not a positive multiple of 1024"
+                f"{new.name}: disk {number}: {disk.capacity} bytes is not a positive multiple of {SECTOR}"
             )
     if new.adapter not in _CONTROLLERS:
         raise UsageError(f"{new.name}: adapter {new.adapter!r}: {', '.join(_CONTROLLERS)} are known")
@@ -187,7 +189,7 @@ def _devices(new: NewMachine) -> Iterator[Any]:
                 key=-1000 - number,
                 controllerKey=-100 - bus,
                 unitNumber=position if position < 7 else position + 1,
-                capacityInKB=disk.capacity >> 10,
+                capacityInKB=-(-disk.capacity >> 10),
                 capacityInBytes=disk.capacity,
                 backing=backing,
             ),
