@@ -106,7 +106,8 @@ def copy(
         if isinstance(target, WritableDevice):
             sink = DeviceSink(target, source_end=source.capacity, target_is_zero=target_is_zero)
         else:
-            zero_step = batch  # zeroes for a sequential writer are encoded, and held until their turn
+            if not target_is_zero:
+                zero_step = batch  # zeroes for a sequential writer are encoded, and held until their turn
             sink = SequentialSink(
                 target,
                 token=scope.token,

@@ -108,7 +108,11 @@ class ResumingDisk(BaseWritableDevice):
 
     def _window(self, offset: int, length: int) -> list[Extent]:
         """A whole window at once: half a window that fails is asked again, not patched together."""
-        return self._retrying(lambda device: list(device.extents(offset, length)))
+        self._enter_call()  # a map may be walked after the disk was closed, and must not open it again
+        try:
+            return self._retrying(lambda device: list(device.extents(offset, length)))
+        finally:
+            self._leave_call()
 
     def _close(self) -> None:
         with self._lock:
@@ -127,7 +131,7 @@ class ResumingDisk(BaseWritableDevice):
                 return act(device)
             except Closed:
                 # Another thread met a failure and closed the disk under us: go on with the new one.
-                if opening or generation == self._generation:
+                if opening or self._is_held(generation):
                     raise
             except VixError as error:
                 failures += 1
@@ -153,6 +157,11 @@ class ResumingDisk(BaseWritableDevice):
                 self._device = device
                 self._generation += 1
             return self._device, self._generation
+
+    def _is_held(self, generation: int) -> bool:
+        """True if the disk of that number has not been let go."""
+        with self._lock:
+            return self._device is not None and generation == self._generation
 
     def _same_shape(self, device: BlockDevice | WritableDevice) -> None:
         shape = (device.capacity, device.sector_size, device.alignment, device.writable)

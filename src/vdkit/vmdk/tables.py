@@ -72,6 +72,7 @@ class Tables:
         self._changed: dict[int, array[int]] = {}
         self._tables: OrderedDict[int, array[int]] = OrderedDict()
         self._max_tables = max(16, _MAX_TABLE_BYTES // (entries * 4))
+        self._puts = 0
 
     # -- one at a time ---------------------------------------------------------------------------
 
@@ -95,11 +96,16 @@ class Tables:
             if known is not None:
                 self._tables.move_to_end(index)
                 return known
+            puts = self._puts
         sector = self.sector(index)
         if sector == 0:
             return None
         table = u32s(self._read(self._checked(index, sector), self.entries * 4))
         with self._lock:
+            if puts != self._puts:
+                # Tables were written meanwhile: what was read may be older than they are, and whoever found
+                # it here later would lose the grains that are new. The caller began before, and may have it.
+                return table
             self._tables[index] = table
             while len(self._tables) > self._max_tables:
                 self._tables.popitem(last=False)
@@ -112,6 +118,7 @@ class Tables:
     def put(self, index: int, table: array[int]) -> None:
         """Remember a table that has been written."""
         with self._lock:
+            self._puts += 1
             self._tables[index] = table
             self._tables.move_to_end(index)
 
