@@ -154,3 +154,19 @@ def test_a_machine_that_cannot_run_does_not_stop_the_host(tmp_path: Path) -> Non
     assert process.returncode == 0
     assert "warning: stream stays off" in said
     assert "cannot be changed in place" in said
+
+
+def test_an_empty_repository_is_not_well(host: SimulatedHost, tmp_path: Path) -> None:
+    """It is what a wrong path or a first run that failed leaves."""
+    missing = vdkit(host, tmp_path, "backup", "nobody", "--to", "repo")
+    assert missing.returncode == 9
+    for arguments in (("verify", "repo"), ("restore", "repo", "latest", "--to-file", "d.vmdk")):
+        done = vdkit(host, tmp_path, *arguments)
+        assert done.returncode == 1
+        assert "no restore point yet" in done.stderr
+
+
+def test_the_guest_of_a_disk_that_is_not_there(host: SimulatedHost, tmp_path: Path) -> None:
+    done = vdkit(host, tmp_path, "sim", "guest", NAME, "--disk", "7", "--sha256")
+    assert done.returncode == 2
+    assert "one of 2000" in done.stderr

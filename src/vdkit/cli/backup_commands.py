@@ -19,7 +19,7 @@ from vdkit.cli.options import (
     UserOption,
 )
 from vdkit.cli.output import human_size, job_observer, print_json, print_note, print_table, print_text
-from vdkit.errors import ExitCode, UsageError
+from vdkit.errors import ExitCode, PointNotFound, UsageError
 
 if TYPE_CHECKING:
     from vdkit.backup import Point, Repository
@@ -151,6 +151,9 @@ def verify(
             observer.progress("verify", state.done, state.total)
 
         report = verify_points(opened, chosen, progress=tell)
+    if report.ok and not report.points:
+        # "All is well" would be heard by whoever named the wrong folder.
+        raise _no_points(opened)
     if as_json:
         print_json(
             {
@@ -276,14 +279,18 @@ def _repository(path: Path, *, create: bool = False) -> Repository:
     return Repository.open_or_create(FolderStore(path))
 
 
-def _find(repository: Repository, text: str) -> Point:
-    from vdkit.errors import PointNotFound
+def _no_points(repository: Repository) -> PointNotFound:
+    return PointNotFound(
+        f"{repository.name}: there is no restore point yet", remedy="check the path, or run vdkit backup"
+    )
 
+
+def _find(repository: Repository, text: str) -> Point:
     if text != "latest":
         return repository.find(text)
     found = repository.points()
     if not found:
-        raise PointNotFound(f"{repository.name}: there is no restore point yet")
+        raise _no_points(repository)
     if len({point.manifest.vm.uuid for point in found}) > 1:
         raise UsageError(
             f"{repository.name}: holds points of several machines", remedy="name the point by its id"

@@ -81,6 +81,7 @@ def fingerprint(
     Example: vdkit fingerprint esxi.example.org
     """
     from vdkit.errors import TransportError
+    from vdkit.net.connect import host_port
     from vdkit.net.fingerprints import fingerprints
 
     name, port = split_host_port(host, DEFAULT_PORT)
@@ -100,10 +101,10 @@ def fingerprint(
     if as_json:
         print_json({"host": name, "certificates": found})
         return
-    shown = f"[{name}]" if ":" in name else name
     for entry in found:
-        print_text(f"{shown}:{entry['port']} sha256 {entry['sha256']}")
-        print_text(f"{shown}:{entry['port']} sha1   {entry['sha1']}")
+        where = host_port(name, entry["port"])
+        print_text(f"{where} sha256 {entry['sha256']}")
+        print_text(f"{where} sha1   {entry['sha1']}")
 
 
 def _machine(vm: VirtualMachine) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def run_host(
         for key, value in host.environment().items():
             print_text(f"{key}={_quoted(value)}")
         print_text(f"# thumbprint (sha256) {host.thumbprint_sha256}")
+        print_text(f"# data port {host.nfc_port}")
         print_text("# ready; interrupt to stop")
         sys.stdout.flush()
         _wait_for_signal()

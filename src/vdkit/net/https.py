@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from vdkit.errors import ConnectionLost, HostAccessDenied, HostError, LoginFailed, NotFound, ProtocolError
-from vdkit.net.connect import connect, map_socket_error
+from vdkit.net.connect import connect, host_port, map_socket_error
 from vdkit.net.secret import Secret
 from vdkit.net.trust import Trust
 
@@ -32,7 +32,7 @@ class _VerifiedConnection(http.client.HTTPSConnection):
         self._trust = trust
 
     def connect(self) -> None:
-        where = f"{self.host}:{self.port}"
+        where = host_port(self.host, self.port)
         plain = connect(self.host, self.port, timeout=self.timeout or DEFAULT_TIMEOUT)
         try:
             wrapped = self._verify_context.wrap_socket(plain, server_hostname=self.host)
@@ -61,7 +61,7 @@ class HttpsFile:
         trust: Trust,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        self._where = f"{host}:{port}{path}"
+        self._where = f"{host_port(host, port)}{path}"
         self._path = path
         self._connection = _VerifiedConnection(host, port, trust, timeout)
         token = base64.b64encode(f"{user}:{password.reveal()}".encode()).decode("ascii")
@@ -133,7 +133,8 @@ class HttpsFile:
     def _check_status(self, method: str, status: int, content: bytes) -> None:
         if 200 <= status < 300:
             return
-        text = content[:MAX_ERROR_TEXT].decode("utf-8", "replace")
+        # A HEAD is answered without a text.
+        text = content[:MAX_ERROR_TEXT].decode("utf-8", "replace") or http.client.responses.get(status, "")
         match status:
             case 401:
                 raise LoginFailed(f"{self._where}: user or password not accepted")
