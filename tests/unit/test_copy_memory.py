@@ -67,7 +67,7 @@ print(peak() - before)
 
 @pytest.mark.parametrize(("target", "copies"), [("device", 1), ("pipe", 5)])
 def test_a_copy_is_as_small_as_its_window(target: str, copies: int) -> None:
-    """A GiB goes through. ``copies``: what a sequential writer has encoded waits for its turn, at full size."""
+    """A GiB goes through. ``copies``: what a sequential writer encodes waits for its turn, at full size."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, target, "1024"],
         capture_output=True,
