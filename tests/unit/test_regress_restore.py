@@ -15,13 +15,14 @@ from vdkit.backup import (
     Repository,
     backup_disk,
     begin_point,
+    open_point,
     restore_disk,
     verify,
 )
 from vdkit.block.extent import RangeSet
 from vdkit.block.local import FolderStore
 from vdkit.block.memory import MemoryDevice
-from vdkit.errors import AlreadyExists, VerifyFailed
+from vdkit.errors import AlreadyExists, PointInvalid, VerifyFailed
 from vdkit.jobs.observer import SilentObserver
 from vdkit.jobs.restore import restore_file
 from vdkit.vmdk import markers
@@ -85,3 +86,22 @@ def test_a_target_that_was_there_before_survives_the_restore_that_it_stops(tmp_p
     with pytest.raises((AlreadyExists, VerifyFailed)):
         restore_file(repository, points[1], 2000, target, SilentObserver(), to="raw")
     assert target.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("start", [b"\xbe\xba\xfe\xca", b"COWD", b"\0\0\0\0"])
+def test_a_file_that_begins_like_another_kind_is_a_damage_and_not_the_end_of_a_verification(
+    tmp_path: Path, start: bytes
+) -> None:
+    repository, points = _two_points(tmp_path / "repo")
+    path = next((tmp_path / "repo").glob(f"*/disk-2000.{points[1].id}.vmdk"))
+    path.write_bytes(start + path.read_bytes()[len(start) :])
+    report = verify(repository)
+    assert report.affected == (points[1].id,)
+    with pytest.raises(PointInvalid):
+        open_point(repository, points[1], 2000)
+
+
+def test_points_of_a_machine_are_found_by_its_uuid_in_either_case(tmp_path: Path) -> None:
+    repository, points = _two_points(tmp_path / "repo")
+    for text in (VM.uuid, VM.uuid.upper(), VM.name):
+        assert [point.id for point in repository.points(text)] == [point.id for point in points]

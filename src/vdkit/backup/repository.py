@@ -185,7 +185,7 @@ class Repository:
         found: list[Point] = []
         for folder in self.folders():
             for point in self.points_of_folder(folder, invalid=invalid):
-                if vm is None or vm in (point.manifest.vm.name, point.manifest.vm.uuid):
+                if vm is None or vm == point.manifest.vm.name or vm.lower() == point.manifest.vm.uuid:
                     found.append(point)
         return found
 

@@ -10,7 +10,7 @@ from vdkit.backup.repository import Link, Point, Repository, check_size
 from vdkit.block.copy import CopyProgress, CopyResult, copy
 from vdkit.block.device import BlockDevice, WritableDevice
 from vdkit.block.workers import CancelToken, WorkerScope
-from vdkit.errors import FormatError, PointInvalid, UsageError, VerifyFailed
+from vdkit.errors import FormatError, NotSupported, PointInvalid, UsageError, VerifyFailed
 from vdkit.vmdk import Disk, DiskType, open_disk
 
 
@@ -28,7 +28,7 @@ def open_point(repository: Repository, point: Point, key: int) -> BlockDevice:
     where = f"point {point.id}, disk {key}"
     try:
         disk = open_disk(store, links[0].disk.file.name)
-    except FormatError as error:
+    except (FormatError, NotSupported) as error:  # a point is of one kind: of any other, it is damaged
         raise PointInvalid(f"{where}: {error.message}", remedy=error.remedy) from error
     try:
         _check_links(disk, links, where)
