@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,7 @@ def create(machine: Machine, name: str, description: str, *, memory: bool, quies
     parent = machine.current_snapshot
     if parent is not None and parent.depth >= MAX_SNAPSHOT_DEPTH:
         raise SnapshotFault(f"{machine.name}: {parent.depth} snapshots in a row, a host makes no more")
-    _require_unlocked(machine)
-    with machine.gate.stun():
+    with _unlocked(machine), machine.gate.stun():
         machine.home.hook("stun", machine)
         frozen = {key: disk.state() for key, disk in machine.disks.items()}
         _fork_all(machine)
@@ -71,14 +71,19 @@ def _fork_all(machine: Machine) -> None:
         raise
 
 
-def _require_unlocked(machine: Machine) -> None:
-    """A disk that the data port writes to cannot be frozen."""
-    for disk in machine.disks.values():
-        if not machine.powered_on:
-            try:
-                disk.datastore.locks.acquire([(disk.leaf, LockMode.READ)], "a snapshot").release()
-            except Locked as error:
-                raise FileLocked(disk.file, str(error)) from error
+@contextmanager
+def _unlocked(machine: Machine) -> Iterator[None]:
+    """A disk that the data port writes to cannot be frozen, and none can be opened so meanwhile."""
+    with ExitStack() as held:
+        for disk in machine.disks.values():
+            if not machine.powered_on:
+                try:
+                    held.enter_context(
+                        disk.datastore.locks.acquire([(disk.leaf, LockMode.READ)], "a snapshot")
+                    )
+                except Locked as error:
+                    raise FileLocked(disk.file, str(error)) from error
+        yield
 
 
 def _siblings(machine: Machine, snapshot: Snapshot) -> list[Snapshot]:
@@ -144,9 +149,9 @@ def revert(machine: Machine, snapshot: Snapshot, *, suppress_power_on: bool) -> 
     resume = snapshot.memory and snapshot.powered_on and not suppress_power_on
     if machine.powered_on:
         machine.stop()
-    _require_unlocked(machine)
-    old = dict(machine.disks)
-    machine.disks = _disks_of(machine, snapshot.disks, old)
+    with _unlocked(machine):
+        old = dict(machine.disks)
+        machine.disks = _disks_of(machine, snapshot.disks, old)
     machine.config = replace(snapshot.config, name=machine.config.name)
     machine.current_snapshot = snapshot
     for disk in machine.disks.values():
