@@ -121,7 +121,7 @@ class SocketStream(Stream):
         while filled < wanted:
             rest = view[filled:] if filled else view
             if len(rest) >= _STAGE:
-                count = self._recv_ahead(rest, deadline)
+                count = self._recv(rest, deadline, socket.MSG_WAITALL)
             else:
                 # What comes behind is most often wanted next: taken along in one call.
                 self._low, self._high = 0, self._recv(self._stage, deadline, 0)
@@ -129,20 +129,6 @@ class SocketStream(Stream):
             if count == 0:
                 raise self.lost()
             filled += count
-
-    def _recv_ahead(self, view: memoryview, deadline: Deadline) -> int:
-        """Bytes of the view; what has come behind it, the head of the next message, is staged."""
-        while True:
-            near = deadline.remaining < _STEP
-            if near and not self._poll(self._input, deadline):
-                raise DeadlineExceeded(f"{self.peer}: nothing came within {deadline.seconds:g} seconds")
-            try:
-                count = self._sock.recvmsg_into((view, self._stage), 0, socket.MSG_DONTWAIT if near else 0)[0]
-            except OSError as error:
-                self._blocked_or_raise(error)
-                continue
-            self._low, self._high = 0, max(0, count - len(view))
-            return min(count, len(view))
 
     def _recv(self, view: memoryview, deadline: Deadline, flags: int) -> int:
         """At least a byte of the view (most often all with MSG_WAITALL), 0 at the end of the stream."""
