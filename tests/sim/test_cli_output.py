@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import IO
 
@@ -170,3 +174,38 @@ def test_the_guest_of_a_disk_that_is_not_there(host: SimulatedHost, tmp_path: Pa
     done = vdkit(host, tmp_path, "sim", "guest", NAME, "--disk", "7", "--sha256")
     assert done.returncode == 2
     assert "one of 2000" in done.stderr
+
+
+def test_a_terminal_asks_for_the_password_and_draws_bars(host: SimulatedHost, tmp_path: Path) -> None:
+    """All three streams are a terminal of the command's own; nothing typed is echoed."""
+    master, slave = pty.openpty()
+    environment = {k: v for k, v in host.environment().items() if "PASSWORD" not in k}
+    with subprocess.Popen(
+        [sys.executable, "-m", "vdkit", "backup", NAME, "--to", "repo"],
+        env={
+            **{k: v for k, v in os.environ.items() if k != "VDKIT_PASSWORD"},
+            **environment,
+            "TERM": "xterm",
+        },
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=tmp_path,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:
+        os.close(slave)
+        said, typed = b"", False
+        # The other end is gone (EIO) when the command has ended.
+        with contextlib.suppress(OSError):
+            while piece := os.read(master, 65536):
+                said += piece
+                if not typed and b"assword" in said:
+                    typed = True
+                    os.write(master, host.password.reveal().encode() + b"\n")
+        assert process.wait(timeout=60) == 0, said
+    os.close(master)
+    assert typed
+    assert host.password.reveal().encode() not in said
+    assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}".encode() in said
+    assert b"full" in said
