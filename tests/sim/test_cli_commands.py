@@ -220,7 +220,7 @@ def test_local_disks_that_are_not(vdkit: Vdkit, tmp_path: Path) -> None:
     (tmp_path / "noise.vmdk").write_bytes(os.urandom(4096))
     _failed(vdkit("map", "noise.vmdk"), 5, "noise.vmdk")
     (tmp_path / "disk.raw").write_bytes(os.urandom(8192))
-    _failed(vdkit("convert", "disk.raw", "disk.vmdk", "-O", "qcow2"), 2, "qcow2")
+    _failed(vdkit("convert", "disk.raw", "disk.vmdk", "-O", "qcow2"), 2, "qcow2", "raw, mono")
     assert vdkit("convert", "disk.raw", "disk.vmdk").returncode == 0
     _failed(vdkit("convert", "disk.raw", "disk.vmdk"), 6, "disk.vmdk", "exists")
 

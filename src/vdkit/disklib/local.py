@@ -137,7 +137,7 @@ def save(
     ends it early, an interruption too, leaves no partial disk. Raises AlreadyExists, and what opening,
     reading and writing raise.
     """
-    kind = to if isinstance(to, DiskType) else None if to.casefold() == RAW else DiskType.named(to)
+    kind = _kind(to)
     if kind is DiskType.VMFS_SPARSE:
         raise UsageError(f"{target}: a vmfsSparse disk is a delta and cannot hold a whole disk")
     place = Path(target)
@@ -164,6 +164,19 @@ def save(
             result = copy(disk, made, workers=workers, progress=tell, cancel=cancel, target_is_zero=True)
             made.flush()
             return result
+
+
+def _kind(to: str | DiskType) -> DiskType | None:
+    """What to make; None is a raw image. Raises UsageError that lists what can be made."""
+    if isinstance(to, DiskType):
+        return to
+    if to.casefold() == RAW:
+        return None
+    try:
+        return DiskType.named(to)
+    except UsageError as error:
+        whole = [RAW, *(kind.value for kind in DiskType if kind is not DiskType.VMFS_SPARSE)]
+        raise UsageError(error.message, remedy=f"choose one of {', '.join(whole)}") from error
 
 
 def unsave(target: str | Path, *, to: str | DiskType) -> None:
