@@ -95,9 +95,11 @@ class WorkerScope:
     def spawn(self, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Run ``work`` in a thread of this scope."""
 
-        done = threading.Event()
+        done, begun = threading.Event(), threading.Lock()
 
         def run() -> None:
+            if not begun.acquire(blocking=False):
+                return  # given up before it began
             try:
                 work(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001  carried to the thread that leaves the scope
@@ -106,8 +108,14 @@ class WorkerScope:
                 done.set()
 
         thread = threading.Thread(target=run, name=f"{self._name}-{len(self._threads)}")
-        thread.start()
-        self._threads.append((thread, done))
+        try:
+            thread.start()
+            self._threads.append((thread, done))
+        except BaseException:
+            # An interruption may come when the thread runs already: then it is to be joined like any other.
+            if not begun.acquire(blocking=False) and (thread, done) not in self._threads:
+                self._threads.append((thread, done))
+            raise
 
     @property
     def error(self) -> BaseException | None:

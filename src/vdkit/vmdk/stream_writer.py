@@ -224,8 +224,10 @@ class StreamWriter:
         if self._done:
             return
         self._done = True
-        self._file.close()
-        self._store.remove(self._short_name)
+        try:
+            self._file.close()
+        finally:
+            self._store.remove(self._short_name)
 
     def __enter__(self) -> Self:
         return self
