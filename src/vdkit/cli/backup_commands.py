@@ -119,7 +119,13 @@ def points(
     Example: vdkit points /backup/vms --vm web01
     """
     broken: list[str] = []
-    found = _repository(repository).points(machine, invalid=lambda error: broken.append(str(error)))
+    opened = _repository(repository)
+    found = opened.points(machine, invalid=lambda error: broken.append(str(error)))
+    if machine is not None and not found and not broken:
+        raise PointNotFound(
+            f"{opened.name}: there is no restore point of a machine {machine!r}",
+            remedy="vdkit points without --vm lists those that there are",
+        )
     if as_json:
         print_json({"points": [_point(point) for point in found], "unreadable": broken})
     else:
