@@ -220,8 +220,3 @@ class SocketStream(Stream):
 
     def close(self) -> None:
         self._sock.close()
-
-    @property
-    def local_address(self) -> str:
-        """The address at this end."""
-        return str(self._sock.getsockname()[0])

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from vdkit.block.chain import Chain
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent
+from vdkit.block.forward import close_all
 from vdkit.errors import LimitExceeded, ReadOnly
 from vdkit.vmdk.cid import new_cid
 from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.header import check_descriptor_area
 from vdkit.vmdk.info import DiskInfo, disk_info, sector_size
 from vdkit.vmdk.link import Link
-from vdkit.vmdk.pieces import close_all
 from vdkit.vmdk.textfile import rewrite_text
 
 

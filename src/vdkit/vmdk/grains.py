@@ -41,6 +41,24 @@ def fill_zeroes(view: memoryview) -> None:
         part[:] = _ZEROES[: len(part)]
 
 
+def entry_kind(entry: int, name: str, *, has_parent: bool, zero_entries: bool) -> ExtentKind:
+    """What a grain table's entry says; 1 means zeroes only where the header allows it (``zero_entries``)."""
+    if entry == 0:
+        return ExtentKind.ABSENT if has_parent else ExtentKind.ZERO
+    if entry == 1:
+        if not zero_entries:
+            raise CorruptDisk(f"{name}: a grain table points to sector 1, which is not a grain")
+        return ExtentKind.ZERO
+    return ExtentKind.DATA
+
+
+def read_absent(name: str, offset: int, view: memoryview, *, has_parent: bool) -> None:
+    """A grain without an entry reads as zeroes, unless it is the parent's to say what it holds."""
+    if has_parent:
+        raise UsageError(f"{name}: {len(view)} bytes at {offset} are not in this link, but in its parent")
+    fill_zeroes(view)
+
+
 class GrainExtent(BaseWritableDevice):
     """``grain`` in bytes; ``lowest`` is the first sector that may hold a grain."""
 
@@ -167,20 +185,10 @@ class GrainExtent(BaseWritableDevice):
         return position
 
     def _read_absent(self, offset: int, view: memoryview) -> None:
-        if self._has_parent:
-            raise UsageError(
-                f"{self._name}: {len(view)} bytes at {offset} are not in this link, but in its parent"
-            )
-        fill_zeroes(view)
+        read_absent(self._name, offset, view, has_parent=self._has_parent)
 
     def _kind(self, entry: int) -> ExtentKind:
-        if entry == 0:
-            return ExtentKind.ABSENT if self._has_parent else ExtentKind.ZERO
-        if entry == 1:
-            if not self._zero_entries:
-                raise CorruptDisk(f"{self._name}: a grain table points to sector 1, which is not a grain")
-            return ExtentKind.ZERO
-        return ExtentKind.DATA
+        return entry_kind(entry, self._name, has_parent=self._has_parent, zero_entries=self._zero_entries)
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         return map_extents(

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from vdkit.block.device import BlockDevice, WritableDevice
+from vdkit.block.forward import close_all
 from vdkit.errors import CorruptDisk, FormatError, NotADisk, NotSupported
 from vdkit.vmdk import cowd
 from vdkit.vmdk.cid import NO_PARENT
@@ -23,7 +24,7 @@ from vdkit.vmdk.flat import FlatExtent, ZeroExtent
 from vdkit.vmdk.header import MAGIC, UNFINISHED_MAGIC, SparseHeader, check_descriptor_area
 from vdkit.vmdk.kinds import SECTOR, ExtentForm, check_create_type, extent_form
 from vdkit.vmdk.names import Place, extent_place
-from vdkit.vmdk.pieces import Pieces, close_all
+from vdkit.vmdk.pieces import Pieces
 from vdkit.vmdk.sparse import SparseExtent, read_header
 from vdkit.vmdk.stream import StreamExtent
 

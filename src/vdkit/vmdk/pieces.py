@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent
+from vdkit.block.forward import close_all
 from vdkit.errors import NotSupported, ReadOnly
 
 
@@ -76,15 +77,3 @@ def _target(extent: BlockDevice) -> WritableDevice:
     if not isinstance(extent, WritableDevice):
         raise ReadOnly(f"{extent.name}: this part of the disk is read-only")
     return extent
-
-
-def close_all(devices: Sequence[BlockDevice]) -> None:
-    """Close every one, whatever happens; the first error is raised in the end."""
-    failed: Exception | None = None
-    for device in devices:
-        try:
-            device.close()
-        except Exception as error:  # noqa: BLE001  the others must be closed all the same
-            failed = failed or error
-    if failed is not None:
-        raise failed

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 from vdkit.block.device import BaseDevice, BlockDevice
 from vdkit.block.extent import Extent, ExtentKind
-from vdkit.errors import CorruptDisk, UsageError
+from vdkit.errors import CorruptDisk
 from vdkit.vmdk import markers
 from vdkit.vmdk.codec import InflateError, inflate
-from vdkit.vmdk.grains import fill_zeroes
+from vdkit.vmdk.grains import entry_kind, fill_zeroes, read_absent
 from vdkit.vmdk.header import ENTRIES_PER_TABLE, GD_AT_END, SparseHeader
 from vdkit.vmdk.kinds import SECTOR
 from vdkit.vmdk.streamscan import find_footer, scan
@@ -198,22 +198,14 @@ class StreamExtent(BaseDevice):
         return plain
 
     def _read_absent(self, offset: int, view: memoryview) -> None:
-        if self._has_parent:
-            raise UsageError(
-                f"{self._name}: {len(view)} bytes at {offset} are not in this link, but in its parent"
-            )
-        fill_zeroes(view)
+        read_absent(self._name, offset, view, has_parent=self._has_parent)
 
     # -- map ---------------------------------------------------------------------------------------
 
     def _kind(self, entry: int) -> ExtentKind:
-        if entry == 0:
-            return ExtentKind.ABSENT if self._has_parent else ExtentKind.ZERO
-        if entry == 1:
-            if not self.header.zero_grains:
-                raise CorruptDisk(f"{self._name}: a grain table points to sector 1, which is not a grain")
-            return ExtentKind.ZERO
-        return ExtentKind.DATA
+        return entry_kind(
+            entry, self._name, has_parent=self._has_parent, zero_entries=self.header.zero_grains
+        )
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         return map_extents(self._tables, offset, length, self._grain, self._kind, self._tables.table)
