@@ -101,6 +101,14 @@ class Chain(BaseWritableDevice):
         for run in self._runs(offset, length):
             yield Extent(run.offset, run.length, run.kind)
 
+    def layers(self) -> Iterator[tuple[Extent, int]]:
+        """The map of the whole chain, each run with the number of the link that answers for it (0 is the
+        leaf, the base also answers for what nobody holds); neighbours are not joined.
+        """
+        base = len(self._links) - 1
+        for run in self._runs(0, self._capacity):
+            yield Extent(run.offset, run.length, run.kind), min(run.link, base)
+
     def _read_into(self, offset: int, view: memoryview) -> None:
         self._read_many([(offset, view)])
 

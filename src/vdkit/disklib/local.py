@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 from vdkit.block.copy import CopyProgress, CopyResult, copy
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import ExtentKind
 from vdkit.block.local import FolderStore
 from vdkit.block.workers import CancelToken
+from vdkit.disklib.diskmap import MapEntry, map_entries
 from vdkit.disklib.opening import open_local
 from vdkit.errors import AlreadyExists, UsageError, VixError
 from vdkit.vmdk import Codec, Disk, DiskType, Geometry, StreamWriter, create_disk, delete_disk
@@ -21,33 +22,12 @@ RAW: Final = "raw"
 SECTOR: Final = 512
 
 
-class MapEntry(TypedDict):
-    """One run, in the words of ``qemu-img map``; bytes. ``depth`` is 0: the links are seen as one disk."""
-
-    start: int
-    length: int
-    depth: int
-    present: bool
-    zero: bool
-    data: bool
-
-
 def allocation_map(
     path: str | Path, *, source_format: str | None = None, allow_paths: Sequence[str] = ()
 ) -> list[MapEntry]:
     """The runs of a disk, ascending, covering all of it."""
     with open_local(path, source_format=source_format, allow_paths=allow_paths) as disk:
-        return [
-            MapEntry(
-                start=extent.offset,
-                length=extent.length,
-                depth=0,
-                present=True,
-                zero=extent.kind is ExtentKind.ZERO,
-                data=extent.kind is ExtentKind.DATA,
-            )
-            for extent in disk.extents()
-        ]
+        return list(map_entries(disk))
 
 
 def describe(

@@ -71,6 +71,12 @@ class Disk(BaseWritableDevice):
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         return self._device.extents(offset, length)
 
+    def layers(self) -> Iterator[tuple[Extent, int]]:
+        """The map with the number of the link that answers for each run; see :meth:`Chain.layers`."""
+        if isinstance(self._device, Chain):
+            return self._device.layers()
+        return ((extent, 0) for extent in self.extents())
+
     def _write_from(self, offset: int, view: memoryview) -> None:
         self._target().write_from(offset, view)
 
