@@ -26,6 +26,11 @@ class Forwarding(BaseWritableDevice):
         self._target: WritableDevice | None = inner if isinstance(inner, WritableDevice) else None
 
     @property
+    def inner(self) -> BlockDevice:
+        """The device that calls are passed to."""
+        return self._inner
+
+    @property
     def io_batch(self) -> int:
         return self._inner.io_batch
 

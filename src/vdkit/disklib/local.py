@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,8 @@ from vdkit.block.local import FolderStore
 from vdkit.block.workers import CancelToken
 from vdkit.disklib.diskmap import MapEntry, map_entries
 from vdkit.disklib.opening import open_local
-from vdkit.errors import AlreadyExists, UsageError, VixError
+from vdkit.disklib.publish import publishing
+from vdkit.errors import UsageError, VixError
 from vdkit.vmdk import Codec, Disk, DiskType, Geometry, StreamWriter, create_disk, delete_disk
 
 RAW: Final = "raw"
@@ -81,6 +82,7 @@ def convert(
     adapter: str = "lsilogic",
     fast: bool = False,
     allow_paths: Sequence[str] = (),
+    overwrite: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     cancel: CancelToken | None = None,
@@ -93,6 +95,7 @@ def convert(
             to=to,
             adapter=adapter,
             fast=fast,
+            overwrite=overwrite,
             workers=workers,
             progress=progress,
             cancel=cancel,
@@ -106,6 +109,7 @@ def save(
     to: str | DiskType,
     adapter: str = "lsilogic",
     fast: bool = False,
+    overwrite: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     cancel: CancelToken | None = None,
@@ -113,33 +117,34 @@ def save(
     """Copy an open device to a new disk in a local file.
 
     ``to`` is a :class:`DiskType`, its value, or ``raw``. ``fast`` makes a streamOptimized disk quicker and
-    a little larger. ``progress`` gets the bytes done and the bytes in all. Nothing is replaced, and whatever
-    ends it early, an interruption too, leaves no partial disk. Raises AlreadyExists, and what opening,
-    reading and writing raise.
+    a little larger. ``progress`` gets the bytes done and the bytes in all. The disk has its name only once
+    it is complete (:mod:`vdkit.disklib.publish`): whatever ends it early leaves no half disk. Nothing is
+    replaced unless ``overwrite`` asks for it. Raises AlreadyExists, and what opening, reading and writing
+    raise.
     """
     kind = _kind(to)
     if kind is DiskType.VMFS_SPARSE:
         raise UsageError(f"{target}: a vmfsSparse disk is a delta and cannot hold a whole disk")
     place = Path(target)
-    store = FolderStore(place.parent)
-    if store.exists(place.name):
-        raise AlreadyExists(f"{place}: it exists already", remedy="choose another name or remove it first")
 
     def tell(state: CopyProgress) -> None:
         if progress is not None:
             progress(state.done, state.total)
 
-    if kind is DiskType.STREAM_OPTIMIZED:
-        codec = Codec.FAST if fast else Codec.DENSE
-        with StreamWriter(store, place.name, _whole_sectors(disk), codec=codec, adapter=adapter) as writer:
-            result = copy(disk, writer, workers=workers, progress=tell, cancel=cancel, target_is_zero=True)
-            writer.finish()
-            return result
-    with _undone_on_failure(store, place.name, raw=kind is None):
+    with publishing(place, overwrite=overwrite, source=disk) as store:
+        if kind is DiskType.STREAM_OPTIMIZED:
+            codec = Codec.FAST if fast else Codec.DENSE
+            capacity = whole_sectors(disk)
+            with StreamWriter(store, place.name, capacity, codec=codec, adapter=adapter) as writer:
+                result = copy(
+                    disk, writer, workers=workers, progress=tell, cancel=cancel, target_is_zero=True
+                )
+                writer.finish()
+                return result
         if kind is None:
             made: Any = store.create(place.name, disk.capacity)
         else:
-            made = create_disk(store, place.name, _whole_sectors(disk), disk_type=kind, adapter=adapter)
+            made = create_disk(store, place.name, whole_sectors(disk), disk_type=kind, adapter=adapter)
         with made:
             result = copy(disk, made, workers=workers, progress=tell, cancel=cancel, target_is_zero=True)
             made.flush()
@@ -162,32 +167,16 @@ def _kind(to: str | DiskType) -> DiskType | None:
 def unsave(target: str | Path, *, to: str | DiskType) -> None:
     """Remove, as far as possible, what :func:`save` made with the same ``to``."""
     place = Path(target)
-    raw = not isinstance(to, DiskType) and to.casefold() == RAW
-    _remove(FolderStore(place.parent), place.name, raw=raw)
-
-
-def _whole_sectors(disk: BlockDevice) -> int:
-    return -(-disk.capacity // SECTOR) * SECTOR
-
-
-@contextmanager
-def _undone_on_failure(store: FolderStore, name: str, *, raw: bool) -> Iterator[None]:
-    """Remove the new disk with its files if the block fails; files that were there before are left alone."""
-    try:
-        yield
-    except AlreadyExists:
-        raise
-    except BaseException:
-        _remove(store, name, raw=raw)
-        raise
-
-
-def _remove(store: FolderStore, name: str, *, raw: bool) -> None:
+    store = FolderStore(place.parent)
     with suppress(VixError):
-        if raw:
-            store.remove(name)
+        if not isinstance(to, DiskType) and to.casefold() == RAW:
+            store.remove(place.name)
         else:
-            delete_disk(store, name)
+            delete_disk(store, place.name)
+
+
+def whole_sectors(disk: BlockDevice) -> int:
+    return -(-disk.capacity // SECTOR) * SECTOR
 
 
 def _joined(geometry: Geometry | None) -> str | None:
