@@ -28,7 +28,7 @@ _MAX_PIECES = 16
 _MAX_TABLE_BYTES = 4 << 20
 #: Entries that are looked at together when absent ones are skipped.
 _STRIDE = 1 << 10
-_NONE = array("I", bytes(_STRIDE * 4))
+_NONE = {code: array(code, bytes(_STRIDE * array(code).itemsize)) for code in ("I", "Q")}
 
 
 def u32s(data: bytes | bytearray | memoryview) -> array[int]:
@@ -48,7 +48,14 @@ def u32_bytes(numbers: array[int]) -> bytes:
 
 
 class Tables:
-    """The tables of one extent file. ``directory`` is its offset in bytes."""
+    """The tables of one extent file. ``directory`` is its offset in bytes.
+
+    Whatever the format stores, what is kept and handed out are sector numbers (0 absent, 1 zeroes): a format
+    of another width or encoding says how long its entries are and how they are read.
+    """
+
+    #: Bytes of an entry of a table or of the directory.
+    width = 4
 
     def __init__(
         self,
@@ -71,8 +78,18 @@ class Tables:
         self._pieces: OrderedDict[int, array[int]] = OrderedDict()
         self._changed: dict[int, array[int]] = {}
         self._tables: OrderedDict[int, array[int]] = OrderedDict()
-        self._max_tables = max(16, _MAX_TABLE_BYTES // (entries * 4))
+        self._max_tables = max(16, _MAX_TABLE_BYTES // (entries * self.width))
         self._puts = 0
+
+    # -- what the formats differ in ---------------------------------------------------------------
+
+    def _directory_piece(self, data: bytearray, first: int) -> array[int]:  # noqa: ARG002  for those that check
+        """Sectors of the tables from number ``first`` on."""
+        return u32s(data)
+
+    def _table(self, data: bytearray, index: int) -> array[int]:  # noqa: ARG002  for those that check
+        """Sectors of the grains of table ``index``."""
+        return u32s(data)
 
     # -- one at a time ---------------------------------------------------------------------------
 
@@ -100,7 +117,7 @@ class Tables:
         sector = self.sector(index)
         if sector == 0:
             return None
-        table = u32s(self._read(self._checked(index, sector), self.entries * 4))
+        table = self._table(self._read(self._checked(index, sector), self.entries * self.width), index)
         with self._lock:
             if puts != self._puts:
                 # Tables were written meanwhile: what was read may be older than they are, and whoever found
@@ -132,8 +149,8 @@ class Tables:
                 self._pieces.move_to_end(number)
                 return known
         first = number * PIECE
-        length = min(PIECE, self.count - first) * 4
-        piece = u32s(self._read(self._directory + first * 4, length))
+        length = min(PIECE, self.count - first) * self.width
+        piece = self._directory_piece(self._read(self._directory + first * self.width, length), first)
         with self._lock:
             piece = self._pieces.setdefault(number, piece)
             while len(self._pieces) > _MAX_PIECES:
@@ -146,7 +163,7 @@ class Tables:
         return data
 
     def _checked(self, index: int, sector: int) -> int:
-        if sector < self._lowest or sector * SECTOR + self.entries * 4 > self._file.capacity:
+        if sector < self._lowest or sector * SECTOR + self.entries * self.width > self._file.capacity:
             raise CorruptDisk(
                 f"{self._where}: grain table {index} at sector {sector} is outside the file's "
                 f"{self._file.capacity // SECTOR} sectors or inside its header"
@@ -166,11 +183,12 @@ class Tables:
             position = stop
 
     def _present_in_piece(self, piece: array[int], base: int, start: int, stop: int) -> Iterator[int]:
-        table_sectors = -(-self.entries * 4 // SECTOR)
+        table_sectors = -(-self.entries * self.width // SECTOR)
+        none = _NONE[piece.typecode]
         position = start
         while position < stop:
             end = min(stop, position + _STRIDE)
-            if piece[position:end] == _NONE[: end - position]:
+            if piece[position:end] == none[: end - position]:
                 position = end
                 continue
             while piece[position] == 0:
@@ -182,7 +200,7 @@ class Tables:
 
     def _with_data(self, index: int, sector: int, count: int) -> Iterator[int]:
         """Of ``count`` tables that follow each other in the file, those that are not in one of its holes."""
-        size = -(-self.entries * 4 // SECTOR) * SECTOR
+        size = -(-self.entries * self.width // SECTOR) * SECTOR
         if count < 4:
             yield from range(index, index + count)
             return
@@ -223,9 +241,10 @@ def _run_end(entries: array[int], start: int, stop: int, step: int) -> int:
 def _follows(entries: array[int], start: int, count: int, first: int, step: int) -> bool:
     """True if ``count`` entries from ``start`` on are ``first``, ``first + step``, ..."""
     last = first + (count - 1) * step
-    if last > 0xFFFFFFFF or entries[start] != first or entries[start + count - 1] != last:
+    if entries[start] != first or entries[start + count - 1] != last:
         return False
-    expected = array("I", range(first, last + 1, step)) if step else array("I", [first]) * count
+    code = entries.typecode
+    expected = array(code, range(first, last + 1, step)) if step else array(code, [first]) * count
     return entries[start : start + count] == expected
 
 
