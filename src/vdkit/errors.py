@@ -7,6 +7,7 @@
     │   ├── OutOfRange            16007   DISK_OUTOFRANGE        outside the disk
     │   ├── Closed                 1000   INVALID_HANDLE         the object has been closed
     │   ├── ReadOnly                 11   FILE_READ_ONLY         a write to something opened for reading
+    │   ├── KeyNotFound           16052   DISK_KEY_NOTFOUND      no such entry in the disk database
     │   └── NotSupported              6   NOT_SUPPORTED          this thing cannot do that
     ├── FormatError               16000   DISK_INVAL             bytes that are not what they claim to be
     │   ├── CorruptDisk           16006   DISK_NEEDSREPAIR       tables or data damaged
@@ -16,7 +17,10 @@
     │   ├── LimitExceeded            21   FILE_TOO_BIG           larger than a named limit allows
     │   └── ChainError            16030   DISK_INVALIDCHAIN      loops, depth, capacities
     │       ├── MissingParent     16003   DISK_PARTIALCHAIN
-    │       └── CidMismatch       16008   DISK_CID_MISMATCH
+    │       ├── CidMismatch       16008   DISK_CID_MISMATCH
+    │       ├── CapacityMismatch  16067   DISK_CAPACITY_MISMATCH
+    │       ├── ParentNotAllowed  16068   DISK_PARENT_NOTALLOWED
+    │       └── RootLink          16069   DISK_ATTACH_ROOTLINK   a base takes no parent
     ├── StoreError                    7   FILE_ERROR             a folder, datastore or file failed
     │   ├── NotFound                  4   FILE_NOT_FOUND
     │   ├── AlreadyExists            12   FILE_ALREADY_EXISTS
@@ -134,6 +138,10 @@ class ReadOnly(UsageError):
     code = VixCode(11, "FILE_READ_ONLY")
 
 
+class KeyNotFound(UsageError):
+    code = VixCode(16052, "DISK_KEY_NOTFOUND")
+
+
 class NotSupported(UsageError):
     code = VixCode(6, "NOT_SUPPORTED")
 
@@ -173,6 +181,18 @@ class MissingParent(ChainError):
 
 class CidMismatch(ChainError):
     code = VixCode(16008, "DISK_CID_MISMATCH")
+
+
+class CapacityMismatch(ChainError):
+    code = VixCode(16067, "DISK_CAPACITY_MISMATCH")
+
+
+class ParentNotAllowed(ChainError):
+    code = VixCode(16068, "DISK_PARENT_NOTALLOWED")
+
+
+class RootLink(ChainError):
+    code = VixCode(16069, "DISK_ATTACH_ROOTLINK")
 
 
 class StoreError(VixError):
