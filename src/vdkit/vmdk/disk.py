@@ -6,16 +6,16 @@ Source of facts on content ids: VMware's "Virtual Disk Format 5.0".
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vdkit.block.chain import Chain
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent
 from vdkit.block.forward import close_all
-from vdkit.errors import LimitExceeded, ReadOnly
+from vdkit.errors import ReadOnly
 from vdkit.vmdk.cid import new_cid
 from vdkit.vmdk.descriptor import Descriptor
-from vdkit.vmdk.header import check_descriptor_area
+from vdkit.vmdk.embedded import rewrite_embedded
 from vdkit.vmdk.info import DiskInfo, disk_info, sector_size
 from vdkit.vmdk.link import Link
 from vdkit.vmdk.textfile import rewrite_text
@@ -54,9 +54,29 @@ class Disk(BaseWritableDevice):
         return disk_info(self._links)
 
     @property
+    def links(self) -> tuple[Link, ...]:
+        """Leaf first."""
+        return self._links
+
+    @property
     def descriptor(self) -> Descriptor:
         """The leaf's."""
         return self._links[0].descriptor
+
+    def edit_descriptor(self, change: Callable[[Descriptor], None]) -> None:
+        """Change the leaf's descriptor in its file and here, or nowhere; the content id stays."""
+        if self._out is None or not self._writable:
+            raise ReadOnly(f"{self._name}: opened read-only")
+        with self._stamp_lock:
+            leaf = self._links[0]
+            before = leaf.descriptor
+            leaf.descriptor = Descriptor.parse(before.to_bytes(), str(leaf.place))
+            try:
+                change(leaf.descriptor)
+                write_descriptor(leaf)
+            except BaseException:
+                leaf.descriptor = before
+                raise
 
     @property
     def io_batch(self) -> int:
@@ -112,18 +132,14 @@ class Disk(BaseWritableDevice):
 
 
 def write_descriptor(link: Link) -> None:
-    """Bring the file of a link's descriptor up to date."""
+    """Bring the file of a link's descriptor up to date; a crash leaves the old one or the new one."""
     data = link.descriptor.to_bytes()
     place = link.place
     if link.header is None:
         rewrite_text(place, data)
         return
-    offset, room = check_descriptor_area(link.header, str(place))
-    if len(data) > room:
-        raise LimitExceeded(f"{place}: descriptor of {len(data)} bytes does not fit its {room} bytes")
     with place.store.open_writable(place.name) as file:
-        file.write_from(offset, data.ljust(room, b"\0"))
-        file.flush()
+        link.header = rewrite_embedded(file, link.header, data)
 
 
 def close_links(links: Sequence[Link]) -> None:

@@ -42,6 +42,8 @@ MAX_FILE_SECTORS = 1 << 32
 
 _LAYOUT = struct.Struct("<4sIIQQQQIQQQB4sH")
 UNCLEAN_OFFSET = 72
+#: Where descriptorOffset and descriptorSize lie.
+DESCRIPTOR_FIELDS_OFFSET = 28
 
 
 @dataclass(frozen=True, slots=True)
