@@ -40,7 +40,8 @@ MAX_CAPACITY_SECTORS = 1 << 53
 #: No sector number in a table can be larger.
 MAX_FILE_SECTORS = 1 << 32
 
-_LAYOUT = struct.Struct("<4sIIQQQQIQQQB4sH")
+#: All fields in order, for those who look at a header that is damaged.
+LAYOUT = struct.Struct("<4sIIQQQQIQQQB4sH")
 UNCLEAN_OFFSET = 72
 #: Where descriptorOffset and descriptorSize lie.
 DESCRIPTOR_FIELDS_OFFSET = 28
@@ -89,7 +90,7 @@ class SparseHeader:
 
     def pack(self, magic: bytes = MAGIC) -> bytes:
         """The 512 bytes."""
-        return _LAYOUT.pack(
+        return LAYOUT.pack(
             magic,
             self.version,
             self.flags,
@@ -111,7 +112,7 @@ class SparseHeader:
         """Checks all that needs no file size; ``data`` is at least 512 bytes."""
         if len(data) < SECTOR:
             raise CorruptDisk(f"{where}: cut short inside the header")
-        magic, version, flags, capacity, grain, desc, desc_sectors, entries, *rest = _LAYOUT.unpack_from(data)
+        magic, version, flags, capacity, grain, desc, desc_sectors, entries, *rest = LAYOUT.unpack_from(data)
         redundant, directory, overhead, unclean, newlines, compression = rest
         if magic == UNFINISHED_MAGIC:
             raise NotADisk(f"{where}: this VMDK was never finished", remedy="make it again")
