@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vdkit.errors import FormatError, LimitExceeded, NotADisk, UsageError
 from vdkit.vmdk import encoding
@@ -168,10 +168,15 @@ class Descriptor:
             self.set("ddb.longContentID", long_id[:-8] + format_cid(cid))
 
     def replace_extents(self, extents: list[ExtentLine]) -> None:
-        """Other extent lines in the place of the present ones."""
+        """Other extent lines in the place of the present ones; those that stay keep their bytes."""
         at = next((i for i, line in enumerate(self._lines) if line.extent is not None), len(self._lines))
+        present = {line.extent: line for line in self._lines if line.extent is not None}
         self._lines = [line for line in self._lines if line.extent is None]
-        self._lines[at:at] = [self._made(str(extent)) for extent in extents]
+        made = []
+        for extent in extents:
+            line = present.get(extent)
+            made.append(self._made(str(extent)) if line is None else replace(line, end=self._newline))
+        self._lines[at:at] = made
 
     def to_bytes(self) -> bytes:
         """The file's content; raises LimitExceeded if it has grown over the limit."""
