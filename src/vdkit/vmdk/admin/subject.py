@@ -1,0 +1,137 @@
+"""The disk that an operation is about: its files, and what forbids touching them.
+
+Source of facts: VMware's "Virtual Disk Format 5.0", and the ``.lck`` files and folders that VMware's hosted
+products put beside a disk in use.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vdkit.errors import FileLocked, NotSupported, VixError
+from vdkit.vmdk.cid import NO_PARENT
+from vdkit.vmdk.descriptor import Descriptor
+from vdkit.vmdk.extentline import ExtentLine
+from vdkit.vmdk.header import SparseHeader
+from vdkit.vmdk.link import read_descriptor
+from vdkit.vmdk.names import Place, base_name, extent_place, parent_place
+
+#: Told the bytes done and the bytes in all.
+Progress = Callable[[int, int], None]
+
+
+class AdminResult(NamedTuple):
+    """Sizes of the extent files in bytes, before and after."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One link: ``places`` go with the extent lines, None where a line names no file."""
+
+    place: Place
+    descriptor: Descriptor
+    header: SparseHeader | None
+    places: tuple[Place | None, ...]
+
+    @property
+    def lines(self) -> tuple[ExtentLine, ...]:
+        return self.descriptor.extents
+
+    @property
+    def has_parent(self) -> bool:
+        return self.descriptor.parent_cid != NO_PARENT
+
+    @property
+    def files(self) -> tuple[Place, ...]:
+        """The descriptor first."""
+        return tuple(dict.fromkeys([self.place, *(place for place in self.places if place is not None)]))
+
+    def extent_bytes(self) -> int:
+        total = 0
+        for place in dict.fromkeys(place for place in self.places if place is not None):
+            with place.open() as file:
+                total += file.capacity
+        return total
+
+
+def read_subject(place: Place, allow_paths: Sequence[str]) -> Subject:
+    descriptor, header = read_descriptor(place)
+    places: list[Place | None] = []
+    for line in descriptor.extents:
+        if header is not None:
+            places.append(place)
+        else:
+            places.append(
+                None if line.file_name is None else extent_place(place, line.file_name, allow_paths)
+            )
+    return Subject(place, descriptor, header, tuple(places))
+
+
+def refuse_locked(subject: Subject) -> None:
+    """Raises FileLocked if a VMware product has one of the files open."""
+    for place in subject.files:
+        names = place.store.list(place.folder)
+        lock = f"{base_name(place.name)}.lck"
+        inside = f"{lock}/" in names and place.store.list(place.beside(lock).name)
+        if lock in names or inside:
+            raise FileLocked(
+                f"{place}: in use, says {lock}",
+                remedy=f"close the machine or program that uses it; if there is none, remove {lock}",
+            )
+
+
+def refuse_tracked(subject: Subject) -> None:
+    if subject.descriptor.get("changeTrackPath") is not None:
+        raise NotSupported(
+            f"{subject.place}: the disk is under change tracking, whose map would no longer fit it",
+            remedy="turn change tracking off first",
+        )
+
+
+def refuse_parent(subject: Subject, what: str) -> None:
+    children = children_of(subject)
+    if children:
+        raise NotSupported(
+            f"{subject.place}: it is the parent of {', '.join(children)}, {what}",
+            remedy="consolidate the children first, or force it",
+        )
+
+
+def children_of(subject: Subject) -> list[str]:
+    """Names of the disks in the same folder that have this one as their parent.
+
+    By the hint; where that leads nowhere, by the content id.
+    """
+    place = subject.place
+    found = []
+    for entry in place.store.list(place.folder):
+        other = place.beside(entry)
+        if entry.endswith("/") or other.name == place.name:
+            continue
+        with suppress(VixError):  # no descriptor, or none that can be read
+            descriptor = read_descriptor(other)[0]
+            if descriptor.parent_cid != NO_PARENT and _is_parent(subject, other, descriptor):
+                found.append(other.name)
+    return found
+
+
+def _is_parent(subject: Subject, other: Place, descriptor: Descriptor) -> bool:
+    hint = descriptor.parent_hint
+    if hint is not None:
+        name = posixpath.basename(hint.replace("\\", "/"))
+        with suppress(VixError):
+            named = parent_place(other, hint, ())
+            if named.name == subject.place.name:
+                return True
+            if named.store.exists(named.name):
+                return False
+        if name == base_name(subject.place.name):
+            return True
+    return descriptor.parent_cid == subject.descriptor.cid

@@ -1,0 +1,115 @@
+"""Administration of disks is cut at every write: what is left opens, with all that was in the disk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from admintools import (
+    SMALL_GRAIN,
+    Files,
+    RecordingStore,
+    Refused,
+    after_crash,
+    content,
+    files_of,
+    fill,
+    make_flat,
+    make_small,
+    make_split,
+    make_split_flat,
+    store_of,
+)
+from vdkit.block.memory import MemoryStore
+from vdkit.block.store import Store
+from vdkit.vmdk.admin import grow_disk
+
+MIB = 1 << 20
+TABLE = 512 * SMALL_GRAIN
+
+
+def crashes(
+    before: Files, act: Callable[[Store], object], check: Callable[[MemoryStore], None], *, lucks: int = 3
+) -> int:
+    """Run ``act`` once, then ``check`` what a crash behind each of its steps leaves; how many steps."""
+    recorded = RecordingStore(store_of(before))
+    act(recorded)
+    assert recorded.steps
+    for count in range(len(recorded.steps) + 1):
+        for luck in range(lucks):
+            check(after_crash(before, recorded.steps[:count], random.Random(1000 * count + luck)))
+    return len(recorded.steps)
+
+
+def failures(before: Files, act: Callable[[Store], object], check: Callable[[MemoryStore], None]) -> None:
+    """Run ``act`` with each of its steps refused in turn, then ``check``."""
+    at = 0
+    while True:
+        inner = store_of(before)
+        try:
+            act(RecordingStore(inner, fails_at=at))
+        except Refused:
+            check(inner)
+            at += 1
+            continue
+        check(inner)
+        assert at
+        return
+
+
+def grown_ok(model: bytes, capacity: int) -> Callable[[MemoryStore], None]:
+    def check(store: MemoryStore) -> None:
+        seen = content(store, "d.vmdk")
+        assert len(seen) in (len(model), capacity)
+        assert seen == model.ljust(len(seen), b"\0")
+
+    return check
+
+
+GROWTHS: dict[str, tuple[Callable[[Store], None], int]] = {
+    # Two tables become nine: the first grains are in the way.
+    "sparse": (lambda store: make_small(store, "d.vmdk", TABLE + 5 * SMALL_GRAIN + 512), 8 * TABLE + 512),
+    # The tables stay where they are.
+    "sparse in its tables": (
+        lambda store: make_small(store, "d.vmdk", 9 * SMALL_GRAIN + 512),
+        90 * SMALL_GRAIN,
+    ),
+    "split": (lambda store: make_split(store, "d.vmdk", [TABLE, 3 * SMALL_GRAIN]), 3 * TABLE + 512),
+    "flat": (lambda store: make_flat(store, "d.vmdk", 9 * SMALL_GRAIN), 90 * SMALL_GRAIN),
+    "split flat": (
+        lambda store: make_split_flat(store, "d.vmdk", [9 * SMALL_GRAIN, SMALL_GRAIN]),
+        30 * SMALL_GRAIN + 512,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GROWTHS)
+def test_growing_survives_a_crash_and_can_be_repeated(kind: str) -> None:
+    make, capacity = GROWTHS[kind]
+    base = MemoryStore("m")
+    make(base)
+    model = fill(base, "d.vmdk", seed=1)
+    ok = grown_ok(model, capacity)
+
+    def check(store: MemoryStore) -> None:
+        ok(store)
+        if len(content(store, "d.vmdk")) < capacity:
+            grow_disk(store, "d.vmdk", capacity)
+        assert content(store, "d.vmdk") == model.ljust(capacity, b"\0")
+
+    crashes(files_of(base), lambda store: grow_disk(store, "d.vmdk", capacity), check)
+
+
+@pytest.mark.parametrize("kind", GROWTHS)
+def test_growing_survives_a_failing_store(kind: str) -> None:
+    make, capacity = GROWTHS[kind]
+    base = MemoryStore("m")
+    make(base)
+    model = fill(base, "d.vmdk", seed=2)
+    failures(
+        files_of(base),
+        lambda store: grow_disk(store, "d.vmdk", capacity),
+        grown_ok(model, capacity),
+    )
