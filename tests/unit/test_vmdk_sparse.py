@@ -16,7 +16,7 @@ from vdkit.block.local import FolderStore
 from vdkit.block.memory import MemoryDevice, MemoryStore
 from vdkit.block.workers import WorkerScope
 from vdkit.block.wrappers import Stats
-from vdkit.errors import CorruptDisk, LimitExceeded, NotADisk, NotSupported, UnsupportedVersion, VixError
+from vdkit.errors import CorruptDisk, LimitExceeded, NotADisk, UnsupportedVersion, VixError
 from vdkit.vmdk import DiskType, create_disk, open_disk
 from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.extentline import Access, ExtentLine
@@ -300,13 +300,59 @@ def test_zeroed_grains_hide_the_parent_and_can_be_written() -> None:
     extent.close()
 
 
-def test_a_missing_table_reads_as_zero_and_cannot_be_written() -> None:
+class Kept(MemoryDevice):
+    """Survives the closing of the extent over it."""
+
+    def _close(self) -> None:
+        return
+
+
+def test_a_missing_table_reads_as_zero_and_is_made_when_it_is_needed() -> None:
+    """Other products leave tables out until something is written there."""
+    data = bytearray(image())
+    struct.pack_into("<I", data, 26 * 512, 0)
+    struct.pack_into("<I", data, 21 * 512, 0)
+    file = Kept.from_bytes(bytes(data), name="image")
+    with SparseExtent(file, read_header(file), capacity=2048 * 512) as extent:
+        assert [e.kind for e in extent.extents()] == [ExtentKind.ZERO]
+        extent.write_from(3 * GRAIN + 100, b"new")
+        seen = bytearray(103)
+        extent.read_into(3 * GRAIN, seen)
+        assert seen == bytes(100) + b"new"
+    again = MemoryDevice._on(file._content, name="again", writable=False)
+    directories = []
+    for directory in (21, 26):
+        entry = bytearray(4)
+        again.read_into(directory * 512, entry)
+        table = bytearray(2048)
+        again.read_into(int.from_bytes(entry, "little") * 512, table)
+        directories.append((entry, table))
+    (primary, first), (redundant, second) = directories
+    assert primary != redundant and first == second and any(first)
+    with SparseExtent(again, read_header(again), capacity=2048 * 512) as extent:
+        extent.read_into(3 * GRAIN, seen)
+        assert seen == bytes(100) + b"new"
+        assert [e.kind for e in extent.extents()].count(ExtentKind.DATA) == 1
+
+
+def test_a_table_that_only_one_directory_knows() -> None:
+    """The first copy decides; what only the second one knows may be all that is left of something."""
     data = bytearray(image())
     struct.pack_into("<I", data, 26 * 512, 0)
     with opened(bytes(data)) as extent:
         assert [e.kind for e in extent.extents()] == [ExtentKind.ZERO]
-        with pytest.raises(NotSupported, match="never allocated"):
+        with pytest.raises(CorruptDisk, match="redundant directory only"):
             extent.write_from(0, b"x" * GRAIN)
+    data = bytearray(image())
+    struct.pack_into("<I", data, 21 * 512, 0)
+    file = Kept.from_bytes(bytes(data), name="image")
+    with SparseExtent(file, read_header(file), capacity=2048 * 512) as extent:
+        extent.write_from(GRAIN, b"x" * GRAIN)
+    again = MemoryDevice._on(file._content, name="again", writable=False)
+    entry, table = bytearray(4), bytearray(8)
+    again.read_into(21 * 512, entry)
+    again.read_into(int.from_bytes(entry, "little") * 512, table)
+    assert struct.unpack("<II", table) == (128, 256)
 
 
 def test_short_last_grain_is_read_and_grown_on_writing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from vdkit.block import punch
 from vdkit.block.device import BaseWritableDevice
 from vdkit.block.extent import Extent, ExtentKind
-from vdkit.errors import CorruptDisk, StoreError, from_os_error
+from vdkit.errors import CorruptDisk, ReadOnly, StoreError, from_os_error
 
 #: Runs of the map that are asked of the kernel per visit, so that a close need not wait long.
 _EXTENTS_PER_VISIT = 256
@@ -162,6 +162,19 @@ class FileDevice(BaseWritableDevice):
                 f"{self.name}: the file ends at {size}, {self.capacity} bytes were expected",
                 remedy="it was cut short after it was opened or made",
             )
+
+    def reserve(self) -> None:
+        """Take all of the file's space from the file system now; what it holds stays. Raises DiskFull."""
+        if not self._writable:
+            raise ReadOnly(f"{self.name}: opened read-only")
+        self._enter_call()
+        try:
+            if self._is_file and self._capacity:
+                os.posix_fallocate(self._descriptor, 0, self._capacity)
+        except OSError as error:
+            raise from_os_error(error, f"{self.name}: reserving {self._capacity} bytes") from error
+        finally:
+            self._leave_call()
 
     def _flush(self) -> None:
         try:

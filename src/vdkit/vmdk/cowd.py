@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vdkit.block.device import BlockDevice, WritableDevice
-from vdkit.errors import CorruptDisk, LimitExceeded, NotADisk, UnsupportedVersion
+from vdkit.errors import CorruptDisk, LimitExceeded, NotADisk, UnsupportedVersion, UsageError
 from vdkit.vmdk.grains import GrainExtent
 from vdkit.vmdk.kinds import SECTOR
 from vdkit.vmdk.tables import Tables, u32_bytes
@@ -31,6 +31,8 @@ MAX_SECTORS = 0xFFFFFFFF
 
 _HEAD = struct.Struct("<4sIIIIIII")
 _FREE_OFFSET = 28
+_GENERATION_OFFSET = 1060
+_SAVED_GENERATION_OFFSET = 1636
 _UNCLEAN_OFFSET = 1648
 
 
@@ -44,6 +46,8 @@ class CowdHeader:
     tables: int
     free: int
     unclean: bool = False
+    generation: int = 0
+    saved_generation: int = 0
 
     @property
     def directory_sectors(self) -> int:
@@ -60,7 +64,12 @@ class CowdHeader:
         _HEAD.pack_into(
             header, 0, MAGIC, 1, FLAGS, self.capacity, self.grain, self.directory, self.tables, self.free
         )  # fmt: skip
-        struct.pack_into("<I", header, _UNCLEAN_OFFSET, int(self.unclean))
+        for offset, value in (
+            (_GENERATION_OFFSET, self.generation),
+            (_SAVED_GENERATION_OFFSET, self.saved_generation),
+            (_UNCLEAN_OFFSET, int(self.unclean)),
+        ):
+            struct.pack_into("<I", header, offset, value)
         return bytes(header)
 
     @classmethod
@@ -81,8 +90,11 @@ class CowdHeader:
         needed = tables_for(capacity, grain)
         if tables < needed:
             raise CorruptDisk(f"{where}: a directory of {tables} tables, {needed} are needed")
-        unclean = struct.unpack_from("<I", data, _UNCLEAN_OFFSET)[0] != 0
-        made = cls(capacity, grain, directory, tables, free, unclean)
+        generation, saved, unclean = (
+            struct.unpack_from("<I", data, offset)[0]
+            for offset in (_GENERATION_OFFSET, _SAVED_GENERATION_OFFSET, _UNCLEAN_OFFSET)
+        )
+        made = cls(capacity, grain, directory, tables, free, unclean != 0, generation, saved)
         if directory < HEADER_SECTORS or made.lowest * SECTOR > file_size:
             raise CorruptDisk(
                 f"{where}: the directory at sector {directory} is outside the file of {file_size} bytes",
@@ -135,6 +147,8 @@ class CowdExtent(GrainExtent):
             durable=durable,
         )
         self._fresh_tables: set[int] = set()
+        # Grains follow each other without gaps: VMware's checker calls a gap a hole to be repaired.
+        self._unit = SECTOR
 
     def _begin(self, file: WritableDevice) -> int:
         if not self.header.unclean:
@@ -145,8 +159,11 @@ class CowdExtent(GrainExtent):
         return max(self.header.free, -(-file.capacity // SECTOR), self.header.lowest)
 
     def _finish(self, file: WritableDevice) -> None:
-        if not self.header.unclean:
-            file.write_from(_UNCLEAN_OFFSET, struct.pack("<I", 0))
+        if self.header.unclean:
+            return
+        if self.header.saved_generation != self.header.generation:
+            file.write_from(_SAVED_GENERATION_OFFSET, struct.pack("<I", self.header.generation))
+        file.write_from(_UNCLEAN_OFFSET, struct.pack("<I", 0))
 
     def _new_table(self, index: int) -> array[int]:
         file = self._target()
@@ -175,14 +192,27 @@ class CowdExtent(GrainExtent):
             self._fresh_tables -= fresh
 
 
-def write_new(file: WritableDevice, sectors: int) -> None:
-    """An empty delta for a disk of ``sectors`` sectors, in an empty file."""
+def write_new(file: WritableDevice, sectors: int, *, grain: int = GRAIN_SECTORS) -> None:
+    """An empty delta for a disk of ``sectors`` sectors, in an empty file; ``grain`` in sectors."""
     check_creatable(sectors, file.name)
-    tables = tables_for(sectors, GRAIN_SECTORS)
+    tables = tables_for(sectors, grain)
     free = HEADER_SECTORS + -(-tables * 4 // SECTOR)
-    header = CowdHeader(sectors, GRAIN_SECTORS, HEADER_SECTORS, tables, free)
+    header = CowdHeader(sectors, grain, HEADER_SECTORS, tables, free)
     file.resize(free * SECTOR)
     file.write_from(0, header.pack())
+
+
+def grain_sectors(grain: int | None, where: str) -> int:
+    """Sectors of a grain of ``grain`` bytes, as far as such a delta can be made."""
+    if grain is None:
+        return GRAIN_SECTORS
+    sectors, rest = divmod(grain, SECTOR)
+    if rest or sectors & (sectors - 1) or not 1 <= sectors <= MAX_GRAIN_SECTORS:
+        raise UsageError(
+            f"{where}: a grain of {grain} bytes is not a power of two from {SECTOR} "
+            f"to {MAX_GRAIN_SECTORS * SECTOR}"
+        )
+    return sectors
 
 
 def check_creatable(sectors: int, where: str) -> None:

@@ -62,6 +62,11 @@ def read_absent(name: str, offset: int, view: memoryview, *, has_parent: bool) -
 class GrainExtent(BaseWritableDevice):
     """``grain`` in bytes; ``lowest`` is the first sector that may hold a grain."""
 
+    #: Zeroes written over a whole grain hide what a parent has there, without being stored.
+    zeroes_hide_parent = True
+    #: Entry 1 may be written, not only read.
+    _marks_zeroes = False
+
     def __init__(
         self,
         file: BlockDevice | WritableDevice,
@@ -86,6 +91,8 @@ class GrainExtent(BaseWritableDevice):
         self._tables = tables
         self._grain = grain
         self._step = grain // SECTOR
+        #: New grains begin at multiples of this, in bytes.
+        self._unit = grain
         self._span = tables.entries * grain
         self._lowest = lowest
         self._has_parent = has_parent
@@ -209,9 +216,9 @@ class GrainExtent(BaseWritableDevice):
         if not self._begun:
             with self._begin_lock:
                 if not self._begun:
-                    if file.capacity % SECTOR or file.capacity // SECTOR % self._step:
-                        file.resize(-(-file.capacity // self._grain) * self._grain)
                     self._next = self._begin(file)
+                    if file.capacity % self._unit:  # the last grain was stored short
+                        file.resize(-(-file.capacity // self._unit) * self._unit)
                     self._begun = True
         return file
 
@@ -271,7 +278,9 @@ class GrainExtent(BaseWritableDevice):
     def _enter(self, index: int, fresh: list[tuple[int, int, int]]) -> None:
         table = self._changeable(index)
         for at, count, sector in fresh:
-            table[at : at + count] = array("I", range(sector, sector + count * self._step, self._step))
+            step = self._step if sector > 1 else 0
+            entries = range(sector, sector + count * step, step) if step else [sector] * count
+            table[at : at + count] = array("I", entries)
 
     def _is_filling(self, index: int, first: int, last: int) -> bool:
         return any(i == index and f < last and first < e for i, f, e in self._filling)
@@ -303,6 +312,9 @@ class GrainExtent(BaseWritableDevice):
                 self._check_whole(start, high - low)
             # The table first: where there is no room for it, no grain may be waiting to be entered.
             self._changeable(index)
+            if clearing and self._marks_zeroes:
+                fresh.append((at, count, 1))
+                continue
             sector = self._reserve(file, count)
             fresh.append((at, count, sector))
             # A new grain is a hole of the file until it is written, so that zeroes need no writing.
@@ -321,7 +333,8 @@ class GrainExtent(BaseWritableDevice):
 
     def _reserve(self, file: WritableDevice, grains: int) -> int:
         """The first sector of room for new grains at the end of the file."""
-        sector = -(-self._next // self._step) * self._step
+        unit = self._unit // SECTOR
+        sector = -(-self._next // unit) * unit
         end = sector + grains * self._step
         self._grow(file, end)
         return sector

@@ -12,6 +12,8 @@ from enum import Enum
 from vdkit.errors import NotSupported, UsageError
 
 SECTOR = 512
+#: VMware's largest disk: 62 TiB.
+MAX_DISK_SECTORS = (62 << 40) // SECTOR
 
 
 class DiskType(Enum):
@@ -19,6 +21,8 @@ class DiskType(Enum):
 
     MONOLITHIC_SPARSE = "monolithicSparse"
     MONOLITHIC_FLAT = "monolithicFlat"
+    SPLIT_SPARSE = "twoGbMaxExtentSparse"
+    SPLIT_FLAT = "twoGbMaxExtentFlat"
     VMFS_FLAT = "vmfs"
     VMFS_THIN = "vmfsThin"
     VMFS_SPARSE = "vmfsSparse"

@@ -1,22 +1,25 @@
 """Hosted sparse extents (monolithicSparse and pieces of split disks): read, written in place, created.
 
 Source of facts: VMware's "Virtual Disk Format 5.0" and the layout of files written by VMware products. Both
-copies of the grain tables are kept: the primary is written first, the redundant one after it.
+copies of the grain tables are kept: the primary is written first, the redundant one after it. A table that
+another product left out is added at the end of the file, and its directory entry written once it is there.
 """
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Callable, Mapping
 
 from vdkit.block.device import BlockDevice, WritableDevice
-from vdkit.errors import CorruptDisk, LimitExceeded, NotSupported
+from vdkit.errors import CorruptDisk, LimitExceeded, UsageError
 from vdkit.vmdk.grains import GrainExtent
 from vdkit.vmdk.header import (
     ENTRIES_PER_TABLE,
     FLAG_NEWLINES,
     FLAG_REDUNDANT,
     GD_AT_END,
+    MAX_GRAIN_SECTORS,
     TABLE_SECTORS,
     UNCLEAN_OFFSET,
     SparseHeader,
@@ -29,6 +32,8 @@ GRAIN_SECTORS = 128
 DESCRIPTOR_SECTORS = 20
 #: VMware's own limit for hosted sparse disks: 2 TiB.
 MAX_CREATE_SECTORS = 1 << 32
+#: The smallest grain that is made, 4 KiB; the format's paper and other readers want no less.
+MIN_GRAIN_SECTORS = 8
 
 
 class SparseExtent(GrainExtent):
@@ -56,7 +61,7 @@ class SparseExtent(GrainExtent):
         self.header = header
         super().__init__(
             file,
-            _tables(file, header, header.directory),
+            grain_tables(file, header, header.directory),
             capacity=capacity,
             grain=header.grain * SECTOR,
             lowest=header.overhead,
@@ -64,7 +69,10 @@ class SparseExtent(GrainExtent):
             zero_entries=header.zero_grains,
             durable=durable,
         )
-        self._redundant = _tables(file, header, header.redundant_directory) if header.redundant else None
+        self._redundant = grain_tables(file, header, header.redundant_directory) if header.redundant else None
+        self._marks_zeroes = header.zero_grains
+        #: Tables that have a place, which the directory in the file does not know yet.
+        self._fresh: list[tuple[Tables, int]] = []
 
     def _begin(self, file: WritableDevice) -> int:
         if not self.header.unclean:
@@ -79,25 +87,51 @@ class SparseExtent(GrainExtent):
             file.write_from(UNCLEAN_OFFSET, b"\0")
 
     def _new_table(self, index: int) -> array[int]:
-        raise NotSupported(
-            f"{self._name}: grain table {index} was never allocated, and this disk cannot grow one in place",
-            remedy="convert it to a new monolithicSparse disk first",
-        )
+        """Other products leave tables out until they are needed: both copies get their place now."""
+        if self._redundant is not None and self._redundant.sector(index):
+            raise CorruptDisk(
+                f"{self._name}: grain table {index} is in the redundant directory only",
+                remedy="repair the disk first (vdkit check --repair)",
+            )
+        self._place_table(self._tables, index)
+        if self._redundant is not None:
+            self._place_table(self._redundant, index)
+        return array("I", bytes(ENTRIES_PER_TABLE * 4))
+
+    def _place_table(self, tables: Tables, index: int) -> None:
+        sector = self._next
+        self._grow(self._target(), sector + TABLE_SECTORS)
+        tables.set_sector(index, sector)
+        self._fresh.append((tables, index))
 
     def _publish(
         self, file: WritableDevice, dirty: Mapping[int, array[int]], sync: Callable[[], None]
     ) -> None:
+        copies = [self._tables] if self._redundant is None else [self._tables, self._redundant]
+        with self._lock:
+            for index in dirty:
+                # A crash between the two directories may have left a table out of the second one.
+                if self._redundant is not None and not self._redundant.sector(index):
+                    self._place_table(self._redundant, index)
+            fresh = [(tables, index) for tables, index in self._fresh if index in dirty]
         # Either copy is whole at any moment and points to durable grains only: no order between the two
         # needs a sync of its own.
-        del sync
-        for tables in (self._tables, self._redundant):
-            if tables is None:
-                continue
+        for tables in copies:
             for index in sorted(dirty):
                 file.write_from(tables.place(index), u32_bytes(dirty[index]))
+        if not fresh:
+            return
+        sync()
+        for tables, index in fresh:
+            primary = tables is self._tables
+            directory = self.header.directory if primary else self.header.redundant_directory
+            file.write_from(directory * SECTOR + index * 4, struct.pack("<I", tables.sector(index)))
+        with self._lock:
+            self._fresh = [entry for entry in self._fresh if entry not in fresh]
 
 
-def _tables(file: BlockDevice, header: SparseHeader, directory: int) -> Tables:
+def grain_tables(file: BlockDevice, header: SparseHeader, directory: int) -> Tables:
+    """The tables of one of the two directories; ``directory`` is its sector."""
     return Tables(
         file,
         directory=directory * SECTOR,
@@ -119,32 +153,56 @@ def check_creatable(sectors: int, where: str) -> None:
     if sectors > MAX_CREATE_SECTORS:
         raise LimitExceeded(
             f"{where}: a sparse disk of {sectors * SECTOR} bytes is over the limit of 2 TiB",
-            remedy="use monolithicFlat, vmfs or streamOptimized",
+            remedy="use twoGbMaxExtentSparse, monolithicFlat, vmfs or streamOptimized",
         )
 
 
-def new_header(sectors: int) -> SparseHeader:
-    """Layout as VMware's: header, descriptor, redundant directory and tables, primary ones, grains."""
-    grains = -(-sectors // GRAIN_SECTORS)
+def grain_sectors(grain: int | None, where: str) -> int:
+    """Sectors of a grain of ``grain`` bytes, as far as such a disk can be made."""
+    if grain is None:
+        return GRAIN_SECTORS
+    sectors, rest = divmod(grain, SECTOR)
+    if rest or sectors & (sectors - 1) or not MIN_GRAIN_SECTORS <= sectors <= MAX_GRAIN_SECTORS:
+        raise UsageError(
+            f"{where}: a grain of {grain} bytes is not a power of two from {MIN_GRAIN_SECTORS * SECTOR} "
+            f"to {MAX_GRAIN_SECTORS * SECTOR}"
+        )
+    return sectors
+
+
+def new_header(
+    sectors: int, *, grain: int = GRAIN_SECTORS, descriptor_sectors: int = DESCRIPTOR_SECTORS
+) -> SparseHeader:
+    """Layout as VMware's: header, descriptor, redundant directory and tables, primary ones, grains.
+
+    The pieces of a split disk have no descriptor of their own (``descriptor_sectors`` 0).
+    """
+    grains = -(-sectors // grain)
     tables = -(-grains // ENTRIES_PER_TABLE)
     area = -(-tables * 4 // SECTOR) + tables * TABLE_SECTORS
-    redundant = 1 + DESCRIPTOR_SECTORS
+    redundant = 1 + descriptor_sectors
     primary = redundant + area
     return SparseHeader(
         version=1,
         flags=FLAG_NEWLINES | FLAG_REDUNDANT,
         capacity=sectors,
-        grain=GRAIN_SECTORS,
-        descriptor=1,
-        descriptor_sectors=DESCRIPTOR_SECTORS,
+        grain=grain,
+        descriptor=1 if descriptor_sectors else 0,
+        descriptor_sectors=descriptor_sectors,
         redundant_directory=redundant,
         directory=primary,
-        overhead=-(-(primary + area) // GRAIN_SECTORS) * GRAIN_SECTORS,
+        overhead=-(-(primary + area) // grain) * grain,
     )
 
 
-def write_new(file: WritableDevice, header: SparseHeader, descriptor: bytes) -> None:
-    """Lay out an empty disk in an empty file; the header comes last, so that no half of it is a disk."""
+def write_new(
+    file: WritableDevice, header: SparseHeader, descriptor: bytes = b"", *, durable: bool = False
+) -> None:
+    """Lay out an empty disk in an empty file, which the caller flushes.
+
+    The header comes last, so that no half of it is a disk; ``durable`` sees to it that a crash keeps that
+    order. A piece of a split disk needs none: it is no disk before its disk's descriptor is there.
+    """
     room = header.descriptor_sectors * SECTOR
     if len(descriptor) > room:
         raise LimitExceeded(
@@ -155,5 +213,8 @@ def write_new(file: WritableDevice, header: SparseHeader, descriptor: bytes) -> 
         first = directory + header.directory_sectors
         entries = array("I", range(first, first + header.tables * TABLE_SECTORS, TABLE_SECTORS))
         file.write_from(directory * SECTOR, u32_bytes(entries))
-    file.write_from(header.descriptor * SECTOR, descriptor.ljust(room, b"\0"))
+    if room:
+        file.write_from(header.descriptor * SECTOR, descriptor.ljust(room, b"\0"))
+    if durable:
+        file.flush()
     file.write_from(0, header.pack())

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vdkit.errors import UsageError
 from vdkit.vmdk.cid import NO_PARENT, format_cid, new_long_id, new_uuid
 from vdkit.vmdk.descriptor import SIGNATURE, Descriptor
 from vdkit.vmdk.extentline import ExtentLine, check_text
-from vdkit.vmdk.kinds import geometry_for
+from vdkit.vmdk.kinds import SECTOR, geometry_for
 
-HARDWARE_VERSION = "10"
+HARDWARE_VERSION = 10
+#: Virtual hardware that a disk can be made for, and sizes of the sector that a guest can see.
+MIN_HARDWARE_VERSION, MAX_HARDWARE_VERSION = 3, 99
+SECTOR_SIZES = (512, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,26 @@ def new_descriptor(
     return Descriptor.parse(text.encode("utf-8", "surrogateescape"), where)
 
 
-def base_ddb(sectors: int, adapter: str, cid: int, *, thin: bool = False) -> dict[str, str]:
-    """The disk database of a new base disk."""
+def base_ddb(
+    sectors: int,
+    adapter: str,
+    cid: int,
+    *,
+    hardware_version: int | None = None,
+    sector_size: int = SECTOR,
+    thin: bool = False,
+) -> dict[str, str]:
+    """The disk database of a new base disk. Raises UsageError for what no disk can have."""
+    version = HARDWARE_VERSION if hardware_version is None else hardware_version
+    if not MIN_HARDWARE_VERSION <= version <= MAX_HARDWARE_VERSION:
+        raise UsageError(
+            f"virtual hardware version {version} is not {MIN_HARDWARE_VERSION} to {MAX_HARDWARE_VERSION}"
+        )
+    if sector_size not in SECTOR_SIZES or sectors * SECTOR % sector_size:
+        raise UsageError(
+            f"a disk of {sectors * SECTOR} bytes cannot have sectors of {sector_size} bytes",
+            remedy="sectors have 512 or 4096 bytes, and a disk is made of whole ones",
+        )
     geometry = geometry_for(sectors, adapter)
     ddb = {
         "adapterType": adapter,
@@ -65,8 +87,10 @@ def base_ddb(sectors: int, adapter: str, cid: int, *, thin: bool = False) -> dic
         "geometry.sectors": str(geometry.sectors),
         "longContentID": new_long_id(cid),
         "uuid": new_uuid(),
-        "virtualHWVersion": HARDWARE_VERSION,
+        "virtualHWVersion": str(version),
     }
+    if sector_size != SECTOR:
+        ddb["logicalSectorSize"] = ddb["physicalSectorSize"] = str(sector_size)
     if thin:
         ddb["thinProvisioned"] = "1"
     return ddb

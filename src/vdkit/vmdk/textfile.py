@@ -10,10 +10,18 @@ from vdkit.vmdk.kinds import SECTOR
 from vdkit.vmdk.names import Place
 
 
-def write_text(file: WritableDevice, data: bytes) -> None:
-    """Fill a new, empty file."""
+def write_text(file: WritableDevice, data: bytes, *, durable: bool = True) -> None:
+    """Fill a new, empty file. Its first sector comes last: a text without its end would name fewer extents,
+    one without its beginning is no descriptor.
+    """
     file.resize(len(data))
-    file.write_from(0, data)
+    if len(data) > SECTOR:
+        file.write_from(SECTOR, data[SECTOR:])
+        if durable:
+            file.flush()
+    file.write_from(0, data[:SECTOR])
+    if durable:
+        file.flush()
 
 
 def rewrite_text(place: Place, data: bytes) -> None:
@@ -49,7 +57,6 @@ def _replace(place: Place, data: bytes) -> None:
     try:
         with store.create(beside) as file:
             write_text(file, data)
-            file.flush()
         store.rename(beside, place.name, replace=True)
     except BaseException:
         if store.exists(beside):
