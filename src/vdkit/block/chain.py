@@ -8,6 +8,7 @@ first, because once the grain exists the parents are not looked at any more.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,8 @@ from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent, ExtentKind
 from vdkit.block.forward import close_all
 from vdkit.block.gate import Gate
-from vdkit.errors import ChainError, ReadOnly, UsageError
+from vdkit.block.merge import Reader, fill_with_zeroes, merged
+from vdkit.errors import ChainError, FormatError, ReadOnly, UsageError
 
 #: Links of one chain. VMware allows 32 snapshots; linked clones come on top.
 MAX_LINKS = 64
@@ -60,6 +62,9 @@ class Chain(BaseWritableDevice):
         )
         self._links = tuple(links)
         self._leaf = leaf
+        # What is read: links that cannot change are looked at as one.
+        still = self._links[1:] if leaf.writable else self._links
+        self._merged = merged(still) if len(still) > 1 or not leaf.writable else None
         self._top: WritableDevice | None = leaf if isinstance(leaf, WritableDevice) else None
         self._unit: int = getattr(leaf, "write_unit", 1)
         # Completing a grain is read, then write: no other write of that grain may come between.
@@ -98,16 +103,33 @@ class Chain(BaseWritableDevice):
             offset = stop
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
-        for run in self._runs(offset, length):
-            yield Extent(run.offset, run.length, run.kind)
+        if self._merged is not None and len(self._links) == 1:
+            return self._merged.extents(offset, length)
+        return (extent for extent, _ in self._layers(offset, length))
 
     def layers(self) -> Iterator[tuple[Extent, int]]:
         """The map of the whole chain, each run with the number of the link that answers for it (0 is the
         leaf, the base also answers for what nobody holds); neighbours are not joined.
         """
+        return self._layers(0, self._capacity)
+
+    def _layers(self, offset: int, length: int) -> Iterator[tuple[Extent, int]]:
+        end = offset + length
+        if self._merged is not None and not self._writable and len(self._links) > 1:
+            # Where a table is damaged, the links are asked one by one: what does not need it is found.
+            with contextlib.suppress(FormatError):
+                for extent, level in self._merged.layers(offset, length):
+                    yield extent, level
+                    offset = extent.end
         base = len(self._links) - 1
-        for run in self._runs(0, self._capacity):
+        for run in self._runs(offset, end - offset):
             yield Extent(run.offset, run.length, run.kind), min(run.link, base)
+
+    def quick_reader(self, otherwise: Reader) -> Reader | None:
+        """See :meth:`MergedLinks.quick_reader`; None if the leaf may change."""
+        if self._merged is None or self._writable:
+            return None
+        return self._merged.quick_reader(otherwise)
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         self._read_many([(offset, view)])
@@ -116,8 +138,12 @@ class Chain(BaseWritableDevice):
         if self._writable:
             with self._grains.shared():
                 self._gather(pieces)
-        else:
-            self._gather(pieces)
+            return
+        if self._merged is not None:
+            with contextlib.suppress(FormatError):
+                self._merged.read_many(pieces)
+                return
+        self._gather(pieces)
 
     def _gather(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
         if len(pieces) == 1:  # small reads of what the leaf holds are the most frequent of all
@@ -133,7 +159,7 @@ class Chain(BaseWritableDevice):
                 if run.kind is ExtentKind.DATA:
                     wanted.setdefault(run.link, []).append((run.offset, part))
                 else:
-                    _fill_with_zeroes(part)
+                    fill_with_zeroes(part)
         for level, parts in wanted.items():
             if len(parts) == 1:
                 self._links[level].read_into(*parts[0])
@@ -233,11 +259,6 @@ class Chain(BaseWritableDevice):
         self._writable_leaf().flush()
 
     def _close(self) -> None:
+        if self._merged is not None:
+            self._merged.close()
         close_all(self._links)
-
-
-def _fill_with_zeroes(view: memoryview) -> None:
-    zeroes = memoryview(_ZEROES)
-    for start in range(0, len(view), len(zeroes)):
-        part = view[start : start + len(zeroes)]
-        part[:] = zeroes[: len(part)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vdkit.block import punch
 from vdkit.block.device import BaseWritableDevice
@@ -21,6 +22,28 @@ _ZEROES = bytes(1 << 20)
 
 #: A buffer of this size stays in the second-level cache between being read and being written.
 _IO_BATCH = 1 << 18
+
+
+class Descriptor(int):
+    """The number of an open file that closes with the last reference to it.
+
+    Who reads without a lock passes it to the call itself, which then holds it: the number cannot be given to
+    another file meanwhile.
+    """
+
+    gone: threading.Lock
+
+    def __new__(cls, number: int) -> Descriptor:
+        made = super().__new__(cls, number)
+        made.gone = threading.Lock()
+        made.gone.acquire()
+        return made
+
+    def __del__(self) -> None:
+        # Nothing was written by it, so that closing has nothing to tell.
+        with contextlib.suppress(OSError):
+            os.close(self)
+        self.gone.release()
 
 
 class FileDevice(BaseWritableDevice):
@@ -39,7 +62,8 @@ class FileDevice(BaseWritableDevice):
     ) -> None:
         """Takes over both descriptors; ``folder`` is a new file's: the first flush makes the name durable."""
         super().__init__(name=name, capacity=capacity, sector_size=sector_size, writable=writable)
-        self._descriptor = descriptor
+        self._descriptor = descriptor if writable else Descriptor(descriptor)
+        self._holders: list[Callable[[], None]] = []
         self._is_file = is_file
         self._folder = folder
         self._folder_lock = threading.Lock()
@@ -47,6 +71,21 @@ class FileDevice(BaseWritableDevice):
     @property
     def io_batch(self) -> int:
         return _IO_BATCH
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What two names of one file have in common."""
+        status = os.fstat(self._descriptor)
+        return status.st_dev, status.st_ino
+
+    def hold(self, let_go: Callable[[], None]) -> Descriptor | None:
+        """The open file, for reads past this device; None if it is writable. ``let_go`` is called when the
+        device closes, and must drop it."""
+        held = self._descriptor
+        if not isinstance(held, Descriptor):
+            return None
+        self._holders.append(let_go)
+        return held
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         self._read_vectors(offset, [view])
@@ -200,11 +239,21 @@ class FileDevice(BaseWritableDevice):
             if self._folder is not None:
                 os.close(self._folder)
         finally:
-            # A network file system may tell of a failed write only here.
-            try:
-                os.close(self._descriptor)
-            except OSError as error:
-                raise from_os_error(error, f"{self.name}: closing") from error
+            self._close_descriptor()
+
+    def _close_descriptor(self) -> None:
+        if isinstance(self._descriptor, Descriptor):
+            gone = self._descriptor.gone
+            self._descriptor = -1
+            for let_go in self._holders:
+                let_go()
+            gone.acquire()  # reads in progress hold it until they end
+            return
+        # A network file system may tell of a failed write only here.
+        try:
+            os.close(self._descriptor)
+        except OSError as error:
+            raise from_os_error(error, f"{self.name}: closing") from error
 
 
 def _adjacent(pieces: Sequence[tuple[int, memoryview]]) -> Iterator[tuple[int, list[memoryview]]]:

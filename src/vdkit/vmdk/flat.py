@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from vdkit.block.device import BaseDevice, BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent, ExtentKind
+from vdkit.block.merge import Placement
 from vdkit.errors import CorruptDisk, ReadOnly
 from vdkit.vmdk.grains import fill_zeroes
 
@@ -43,6 +44,14 @@ class FlatExtent(BaseWritableDevice):
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         for extent in self._file.extents(self._start + offset, length):
             yield Extent(extent.offset - self._start, extent.length, extent.kind)
+
+    @property
+    def place_unit(self) -> int | None:
+        return 0
+
+    def placements(self, offset: int, length: int) -> Iterator[Placement]:
+        """All of it is in the file, holes too."""
+        yield Placement(offset, length, ExtentKind.DATA, self._file, self._start + offset)
 
     def _target(self) -> WritableDevice:
         if self._out is None:
@@ -79,3 +88,10 @@ class ZeroExtent(BaseDevice):
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         yield Extent(offset, length, ExtentKind.ZERO)
+
+    @property
+    def place_unit(self) -> int | None:
+        return 0
+
+    def placements(self, offset: int, length: int) -> Iterator[Placement]:
+        yield Placement(offset, length, ExtentKind.ZERO)

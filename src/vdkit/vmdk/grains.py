@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent, ExtentKind
+from vdkit.block.merge import Placement
 from vdkit.errors import CorruptDisk, LimitExceeded, ReadOnly, UsageError
 from vdkit.vmdk.kinds import SECTOR
-from vdkit.vmdk.tables import Tables, map_extents, runs
+from vdkit.vmdk.tables import Tables, map_extents, map_runs, runs
 
 #: The file is grown by this many bytes (a hole) at a time; closing trims it.
 GROWTH = 64 << 20
@@ -197,10 +198,28 @@ class GrainExtent(BaseWritableDevice):
     def _kind(self, entry: int) -> ExtentKind:
         return entry_kind(entry, self._name, has_parent=self._has_parent, zero_entries=self._zero_entries)
 
-    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
-        return map_extents(
-            self._tables, offset, length, self._grain, self._kind, lookup=self._entries, touched=self._touched
+    def _map_runs(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        return map_runs(
+            self._tables, offset, length, self._grain, lookup=self._entries, touched=self._touched
         )
+
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        return map_extents(self._map_runs(offset, length), self._kind)
+
+    @property
+    def place_unit(self) -> int | None:
+        return self._grain
+
+    def placements(self, offset: int, length: int) -> Iterator[Placement]:
+        """Where the grains lie; a run that leaves the file is left to ``read_into``, which says so."""
+        top = self._file.capacity
+        for begin, size, entry in self._map_runs(offset, length):
+            if entry <= 1:
+                yield Placement(begin, size, self._kind(entry))
+                continue
+            position = entry * SECTOR + begin % self._grain
+            plain = entry >= self._lowest and position + size <= top
+            yield Placement(begin, size, ExtentKind.DATA, self._file if plain else None, position)
 
     def _touched(self, first: int, last: int) -> list[int]:
         with self._lock:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent
 from vdkit.block.forward import close_all
+from vdkit.block.merge import Placement, common_unit, placements_of
 from vdkit.errors import NotSupported, ReadOnly
 
 
@@ -55,6 +56,15 @@ class Pieces(BaseWritableDevice):
         for extent, inside, at, step in self._parts(offset, length):
             for run in extent.extents(inside, step):
                 yield Extent(run.offset - inside + offset + at, run.length, run.kind)
+
+    @property
+    def place_unit(self) -> int | None:
+        return common_unit(self._extent_devices, self._starts)
+
+    def placements(self, offset: int, length: int) -> Iterator[Placement]:
+        for extent, inside, at, step in self._parts(offset, length):
+            for run in placements_of(extent, inside, step):
+                yield run._replace(offset=run.offset - inside + offset + at)
 
     def _write_from(self, offset: int, view: memoryview) -> None:
         for extent, inside, at, step in self._parts(offset, len(view)):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from vdkit.block.device import BaseDevice, BlockDevice
 from vdkit.block.extent import Extent, ExtentKind
+from vdkit.block.merge import Placement
 from vdkit.errors import CorruptDisk
 from vdkit.vmdk import markers
 from vdkit.vmdk.codec import InflateError, inflate
@@ -21,7 +22,7 @@ from vdkit.vmdk.grains import entry_kind, fill_zeroes, read_absent
 from vdkit.vmdk.header import ENTRIES_PER_TABLE, GD_AT_END, SparseHeader
 from vdkit.vmdk.kinds import SECTOR
 from vdkit.vmdk.streamscan import find_footer, scan
-from vdkit.vmdk.tables import Tables, TableSource, map_extents
+from vdkit.vmdk.tables import Tables, TableSource, map_extents, map_runs
 
 #: Bytes of opened grains that are kept for reads of less than a grain.
 CACHE_BYTES = 8 << 20
@@ -208,7 +209,19 @@ class StreamExtent(BaseDevice):
         )
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
-        return map_extents(self._tables, offset, length, self._grain, self._kind, self._tables.table)
+        return map_extents(self._map_runs(offset, length), self._kind)
+
+    def _map_runs(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        return map_runs(self._tables, offset, length, self._grain, self._tables.table)
+
+    @property
+    def place_unit(self) -> int | None:
+        return self._grain
+
+    def placements(self, offset: int, length: int) -> Iterator[Placement]:
+        """Compressed bytes lie nowhere as they are: all data is left to ``read_into``."""
+        for begin, size, entry in self._map_runs(offset, length):
+            yield Placement(begin, size, self._kind(min(entry, 2)))
 
     def _close(self) -> None:
         self._cache.clear()

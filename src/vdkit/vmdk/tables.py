@@ -18,6 +18,7 @@ from typing import Protocol
 
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import Extent, ExtentKind
+from vdkit.block.runs import run_end
 from vdkit.errors import CorruptDisk
 from vdkit.vmdk.kinds import SECTOR
 
@@ -194,7 +195,7 @@ class Tables:
             while piece[position] == 0:
                 position += 1
             first = piece[position]
-            end = _run_end(piece, position, stop, table_sectors)
+            end = run_end(piece, position, stop, table_sectors)
             yield from self._with_data(base + position, first, end - position)
             position = end
 
@@ -216,38 +217,6 @@ class Tables:
             yield from range(index + begin, index + done)
 
 
-def _run_end(entries: array[int], start: int, stop: int, step: int) -> int:
-    """End of the run from ``start`` in which every entry is ``step`` more than the one before.
-
-    Compared in stretches that grow while they match and are halved once they do not: a run of thousands
-    takes a handful of steps.
-    """
-    first = entries[start]
-    low = high = 1
-    while start + low < stop:
-        high = min(low * 2, stop - start)
-        if not _follows(entries, start + low, high - low, first + low * step, step):
-            break
-        low = high
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _follows(entries, start + low, middle - low, first + low * step, step):
-            low = middle
-        else:
-            high = middle - 1
-    return start + low
-
-
-def _follows(entries: array[int], start: int, count: int, first: int, step: int) -> bool:
-    """True if ``count`` entries from ``start`` on are ``first``, ``first + step``, ..."""
-    last = first + (count - 1) * step
-    if entries[start] != first or entries[start + count - 1] != last:
-        return False
-    code = entries.typecode
-    expected = array(code, range(first, last + 1, step)) if step else array(code, [first]) * count
-    return entries[start : start + count] == expected
-
-
 def runs(entries: array[int], start: int, stop: int, step: int) -> Iterator[tuple[int, int, int]]:
     """``(position, count, entry)`` of the runs of ``entries[start:stop]``.
 
@@ -257,7 +226,7 @@ def runs(entries: array[int], start: int, stop: int, step: int) -> Iterator[tupl
     position = start
     while position < stop:
         first = entries[position]
-        end = _run_end(entries, position, stop, step if first > 1 else 0)
+        end = run_end(entries, position, stop, step if first > 1 else 0)
         yield position, end - position, first
         position = end
 
@@ -272,29 +241,27 @@ class TableSource(Protocol):
     def present(self, first: int, last: int) -> Iterator[int]: ...
 
 
-def map_extents(
+def map_runs(
     tables: TableSource,
     offset: int,
     length: int,
     grain: int,
-    kind_of: Callable[[int], ExtentKind],
     lookup: Callable[[int], array[int] | None],
     touched: Callable[[int, int], list[int]] | None = None,
-) -> Iterator[Extent]:
-    """The allocation map of a range of an extent; ``grain`` in bytes.
+) -> Iterator[tuple[int, int, int]]:
+    """``(offset, length, entry)`` of the runs of a range of an extent; ``grain`` in bytes.
 
-    ``kind_of`` says what entries 0, 1 and 2 (any ordinary one) mean. ``touched`` lists the tables of a
-    range that exist in memory only.
+    ``entry`` is that of the grain in which the run begins, 0 where there is no table. ``touched`` lists the
+    tables of a range that exist in memory only.
     """
     end = offset + length
     span = tables.entries * grain
-    absent = kind_of(0)
     position = offset
     first, last = offset // span, -(-end // span)
     for index in _merged(tables.present(first, last), touched(first, last) if touched else []):
         start = max(offset, index * span)
         if start > position:
-            yield Extent(position, start - position, absent)
+            yield position, start - position, 0
         position = start
         table = lookup(index)
         if table is None:
@@ -304,9 +271,19 @@ def map_extents(
         for at, count, entry in runs(table, low, high, grain // SECTOR):
             begin = max(start, index * span + at * grain)
             stop = min(end, index * span + (at + count) * grain)
-            yield Extent(begin, stop - begin, kind_of(min(entry, 2)))
+            yield begin, stop - begin, entry
         position = min(end, (index + 1) * span)
-    yield Extent(position, end - position, absent)
+    if position < end:
+        yield position, end - position, 0
+
+
+def map_extents(
+    runs_of_tables: Iterator[tuple[int, int, int]], kind_of: Callable[[int], ExtentKind]
+) -> Iterator[Extent]:
+    """The allocation map of :func:`map_runs`; ``kind_of`` says what entries 0, 1 and 2 (any other) mean."""
+    absent, data = kind_of(0), ExtentKind.DATA
+    for offset, length, entry in runs_of_tables:
+        yield Extent(offset, length, data if entry > 1 else absent if entry == 0 else kind_of(1))
 
 
 def _merged(present: Iterator[int], touched: list[int]) -> Iterator[int]:

@@ -1,0 +1,41 @@
+"""Runs in arrays of numbers: where each is a step more than the one before.
+
+Tables of grains are such arrays, millions of entries long; a run is found by comparing slices, so that the
+interpreter's work is by the run and not by the entry.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+
+def run_end(entries: array[int], start: int, stop: int, step: int) -> int:
+    """End of the run from ``start`` in which every entry is ``step`` more than the one before.
+
+    Compared in stretches that grow while they match and are halved once they do not: a run of thousands
+    takes a handful of steps.
+    """
+    first = entries[start]
+    low = high = 1
+    while start + low < stop:
+        high = min(low * 2, stop - start)
+        if not _follows(entries, start + low, high - low, first + low * step, step):
+            break
+        low = high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _follows(entries, start + low, middle - low, first + low * step, step):
+            low = middle
+        else:
+            high = middle - 1
+    return start + low
+
+
+def _follows(entries: array[int], start: int, count: int, first: int, step: int) -> bool:
+    """True if ``count`` entries from ``start`` on are ``first``, ``first + step``, ..."""
+    last = first + (count - 1) * step
+    if entries[start] != first or entries[start + count - 1] != last:
+        return False
+    code = entries.typecode
+    expected = array(code, range(first, last + 1, step)) if step else array(code, [first]) * count
+    return entries[start : start + count] == expected
