@@ -126,13 +126,11 @@ def test_allowed_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("seSparse", "seSparse"),
         ("vsanSparse", "vSAN"),
         ("vmfsRawDeviceMap", "raw device mapping"),
+        ("vmfsRDM", "raw device mapping"),
         ("vmfsPassthroughRawDeviceMap", "raw device mapping"),
-        ("fullDevice", "physical device"),
-        ("partitionedDevice", "partitions"),
-        ("monolithicSpares", "unknown createType 'monolithicSpares'"),
+        ("vmfsRDMP", "raw device mapping"),
     ],
 )
 def test_types_are_refused_by_name(tmp_path: Path, kind: str, text: str) -> None:
@@ -155,7 +153,10 @@ def test_extents_of_other_kinds(tmp_path: Path) -> None:
     store = made(tmp_path)
     line = 'RW 2048 FLAT "disk-flat.vmdk" 0'
     for other, text in (
-        ('RW 2048 VMFSRDM "disk-flat.vmdk"', "'VMFSRDM'"),
+        ('RW 2048 VMFSRDM "disk-flat.vmdk"', "raw device mapping"),
+        ('RW 2048 VSANSPARSE "vsan://1"', "vSAN object"),
+        ('RW 2048 NEWSPARSE "disk-flat.vmdk"', "'NEWSPARSE'"),
+        ('RW 2048 SESPARSE "disk-flat.vmdk"', "no sparse extent"),
         ('RW 2048 SPARSE "disk-flat.vmdk"', "no sparse extent"),
         ('NOACCESS 2048 FLAT "disk-flat.vmdk" 0', "NOACCESS"),
         ("RW 2048 FLAT", "needs a file name"),
@@ -239,6 +240,8 @@ def test_snapshot_chain(tmp_path: Path) -> None:
 def test_parents_that_cannot_be(tmp_path: Path) -> None:
     store = made(tmp_path, "base.vmdk", DiskType.MONOLITHIC_SPARSE)
     create_child(store, "base.vmdk", "child.vmdk")
+    # Of its own size, the base cannot be found by its content id.
+    edit(tmp_path, "RW 2048 SPARSE", "RW 2047 SPARSE", "base.vmdk")
     hint = 'parentFileNameHint="base.vmdk"'
     for other, error in (
         ('parentFileNameHint="gone.vmdk"', MissingParent),
@@ -253,6 +256,7 @@ def test_parents_that_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(error):
             open_disk(store, "child.vmdk")
         edit(tmp_path, other, hint, "child.vmdk")
+    edit(tmp_path, "RW 2047 SPARSE", "RW 2048 SPARSE", "base.vmdk")
     edit(tmp_path, hint, 'parentFileNameHint="/vmfs/volumes/x/base.vmdk"', "child.vmdk")
     assert content(store, "child.vmdk") == bytes(MIB), "a folder that was moved as a whole still opens"
     create_disk(store, "small.vmdk", MIB // 2, disk_type=DiskType.MONOLITHIC_SPARSE).close()

@@ -91,9 +91,13 @@ def _kind(mode: int) -> str:
 class FolderStore:
     """A local folder as a :class:`~vdkit.block.store.Store`."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """``path`` must be a folder that exists; it is the user's, so links on the way to it are followed."""
+    def __init__(self, path: str | os.PathLike[str], *, devices: bool = False) -> None:
+        """``path`` must be a folder that exists; it is the user's, so links on the way to it are followed.
+
+        ``devices``: block devices in it are opened too, as whole disks; nothing else about them is allowed.
+        """
         self._root = str(Path(path).absolute())
+        self._devices = devices
         self._prefix: tuple[str, ...] = ()
         os.close(self._open_folder(()))
 
@@ -123,6 +127,11 @@ class FolderStore:
                 raise from_os_error(error, f"{what}: opening") from error
         try:
             status = os.fstat(descriptor)
+            if self._devices and stat.S_ISBLK(status.st_mode):
+                size = _block_device_size(descriptor, what)
+                return FileDevice(
+                    descriptor, name=what, capacity=size, sector_size=512, writable=writable, is_file=False
+                )
             if not stat.S_ISREG(status.st_mode):
                 raise _not_a_file(what, status.st_mode)
             return FileDevice(descriptor, name=what, capacity=status.st_size, writable=writable)
@@ -242,7 +251,7 @@ class FolderStore:
     def substore(self, folder: str) -> FolderStore:
         parts = split_name(self.name, folder)
         os.close(self._open_folder(parts))
-        made = FolderStore(self._root)
+        made = FolderStore(self._root, devices=self._devices)
         made._prefix = (*self._prefix, *parts)
         return made
 

@@ -5,7 +5,7 @@ from vdkit.vmdk.create import create_child, create_disk
 from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.disk import Disk
 from vdkit.vmdk.files import delete_disk, is_child, list_files
-from vdkit.vmdk.info import DiskInfo, LinkInfo
+from vdkit.vmdk.info import DiskInfo, LinkInfo, describe_only
 from vdkit.vmdk.kinds import DiskType, Geometry
 from vdkit.vmdk.open import open_disk
 from vdkit.vmdk.stream_writer import StreamWriter
@@ -22,6 +22,7 @@ __all__ = [
     "create_child",
     "create_disk",
     "delete_disk",
+    "describe_only",
     "is_child",
     "list_files",
     "open_disk",

@@ -56,7 +56,7 @@ class Disk(BaseWritableDevice):
 
     @property
     def info(self) -> DiskInfo:
-        return disk_info(self._links)
+        return disk_info(self._links, self._links[0].device.capacity)
 
     @property
     def links(self) -> tuple[Link, ...]:

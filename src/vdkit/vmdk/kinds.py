@@ -45,7 +45,9 @@ class ExtentForm(Enum):
     FLAT = "flat"
     SPARSE = "sparse"
     COWD = "cowd"
+    SESPARSE = "sesparse"
     ZERO = "zero"
+    DEVICE = "device"
 
 
 #: Extent types of a descriptor that can be opened.
@@ -54,7 +56,9 @@ EXTENT_FORMS = {
     "VMFS": ExtentForm.FLAT,
     "SPARSE": ExtentForm.SPARSE,
     "VMFSSPARSE": ExtentForm.COWD,
+    "SESPARSE": ExtentForm.SESPARSE,
     "ZERO": ExtentForm.ZERO,
+    "VMFSRAW": ExtentForm.DEVICE,
 }
 
 #: ``createType`` values that are made of those extents, case-folded.
@@ -74,45 +78,62 @@ _OPENABLE = {
         "vmfsThick",
         "vmfsThin",
         "vmfsSparse",
+        "seSparse",
+        "vmfsSeSparse",
         "custom",
     )
 }
 
+#: Types whose extents may lie on devices; they are only read.
+_ON_DEVICES = {name.casefold() for name in ("vmfsRaw", "fullDevice", "partitionedDevice")}
+
+_VSAN = "a vSAN object, which lives in the host's object store; read it through the host"
+_RDM = "a raw device mapping: the data is on the mapped LUN; read it through the host"
+_RDMP = "a raw device mapping: the data is on the mapped LUN; read the LUN"
 _CLOSED = {
-    "sesparse": "a seSparse delta; consolidate it on the host or read it through the host",
-    "vmfssesparse": "a seSparse delta; consolidate it on the host or read it through the host",
-    "vsansparse": "a vSAN object, which lives in the host's object store; read it through the host",
-    "vmfsrawdevicemap": "a raw device mapping: the data is on the mapped LUN; read it through the host",
-    "vmfsrdm": "a raw device mapping: the data is on the mapped LUN; read it through the host",
-    "vmfspassthroughrawdevicemap": "a raw device mapping: the data is on the mapped LUN; read the LUN",
-    "vmfsrdmp": "a raw device mapping: the data is on the mapped LUN; read the LUN",
-    "vmfsraw": "a raw device of the host; read the device",
-    "fulldevice": "a whole physical device; read the device itself as a raw image",
-    "partitioneddevice": "made of partitions of a physical device; read the device itself as a raw image",
+    "vsansparse": _VSAN,
+    "vmfsrawdevicemap": _RDM,
+    "vmfsrdm": _RDM,
+    "vmfspassthroughrawdevicemap": _RDMP,
+    "vmfsrdmp": _RDMP,
 }
+#: The same by the type of an extent, for disks whose own type says nothing.
+_CLOSED_EXTENTS = {"VSANSPARSE": _VSAN, "VMFSRDM": _RDM}
 
 
-def check_create_type(create_type: str, where: str) -> None:
-    """Refuse, by name, a disk whose type cannot be opened."""
+def check_create_type(create_type: str, where: str) -> str | None:
+    """Refuse, by name, a disk whose type cannot be opened; a note on one whose extents have to tell."""
     folded = create_type.casefold()
-    if folded in _OPENABLE:
-        return
+    if folded in _OPENABLE or folded in _ON_DEVICES:
+        return None
     reason = _CLOSED.get(folded)
     if reason is None:
-        raise NotSupported(f"{where}: unknown createType {create_type!r}")
+        return f"{where}: unknown createType {create_type!r}; its extents tell what it is"
     raise NotSupported(
-        f"{where}: createType {create_type!r} is {reason.split(';')[0]}", remedy=reason.split("; ")[-1]
+        f"{where}: createType {create_type!r} is {reason.split('; ')[0]}", remedy=reason.split("; ")[-1]
     )
 
 
+def is_on_device(create_type: str) -> bool:
+    """True for the types that describe a device or parts of one."""
+    return create_type.casefold() in _ON_DEVICES
+
+
 def extent_form(extent_type: str, where: str) -> ExtentForm:
-    form = EXTENT_FORMS.get(extent_type.upper())
-    if form is None:
+    kind = extent_type.upper()
+    form = EXTENT_FORMS.get(kind)
+    if form is not None:
+        return form
+    reason = _CLOSED_EXTENTS.get(kind)
+    if reason is not None:
         raise NotSupported(
-            f"{where}: extents of type {extent_type!r} cannot be opened",
-            remedy=f"known types: {', '.join(EXTENT_FORMS)}",
+            f"{where}: an extent of type {extent_type!r} is {reason.split('; ')[0]}",
+            remedy=reason.split("; ")[-1],
         )
-    return form
+    raise NotSupported(
+        f"{where}: extents of type {extent_type!r} cannot be opened",
+        remedy=f"known types: {', '.join(EXTENT_FORMS)}",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """File names inside descriptors: where they may lead.
 
 A descriptor is written by somebody else, and the names in it open files. So a name is a plain one in the
-folder of its descriptor (a parent may also be in a folder below it), unless the caller allows a folder by
-name.
+folder of its descriptor (a parent may also be in a folder below it), unless the caller allows a folder, or
+that very file, by name. Devices are opened only in that way.
 
 Source of facts: published vulnerabilities of programs that followed such names.
 """
@@ -23,6 +23,7 @@ from vdkit.errors import OutsideStore
 
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.\-]*://|json:|nbd:)", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
+DEVICE_REMEDY = "name it in allow_paths (on the command line: --allow-path DEVICE) if you trust this disk"
 REMEDY = "name its folder in allow_paths (on the command line: --allow-path FOLDER) if you trust this disk"
 
 
@@ -67,16 +68,27 @@ def _parts(text: str, what: str) -> str:
     return text.replace("\\", "/")
 
 
-def extent_place(descriptor: Place, text: str, allow_paths: Sequence[str]) -> Place:
-    """Where an extent file is: in the descriptor's folder, or in an allowed one."""
-    what = f"{descriptor}: extent file"
+def extent_place(descriptor: Place, text: str, allow_paths: Sequence[str], *, devices: bool = False) -> Place:
+    """Where an extent file is: in the descriptor's folder, or in an allowed one.
+
+    ``devices``: what is allowed by its path may be a block device.
+    """
+    what = f"{descriptor}: {'device' if devices else 'extent file'}"
     name = _parts(text, what)
     if "/" not in name and name not in (".", ".."):
         return descriptor.beside(name)
-    allowed = _allowed(descriptor, name, allow_paths)
+    allowed = _allowed(descriptor, name, allow_paths, devices=devices)
     if allowed is None:
-        raise OutsideStore(f"{what} {text!r} is not in the folder of the descriptor", remedy=REMEDY)
+        raise OutsideStore(
+            f"{what} {text!r} is not in the folder of the descriptor",
+            remedy=DEVICE_REMEDY if devices else REMEDY,
+        )
     return allowed
+
+
+def parent_name(child: Place, text: str) -> str:
+    """The base name of a parent hint; refuses what is no file name at all."""
+    return base_name(_parts(text, f"{child}: parent"))
 
 
 def parent_place(child: Place, text: str, allow_paths: Sequence[str]) -> Place:
@@ -103,16 +115,28 @@ def _leads_out(name: str) -> bool:
     return name.startswith("/") or _DRIVE.match(name) is not None or ".." in name.split("/")
 
 
-def _allowed(place: Place, name: str, allow_paths: Sequence[str]) -> Place | None:
-    """A local file in a folder that the caller named, or below one."""
+def allowed_folders(place: Place, allow_paths: Sequence[str]) -> list[FolderStore]:
+    """The folders that the caller named, for a disk that is itself in a local folder."""
+    if not isinstance(place.store, FolderStore):
+        return []
+    roots = dict.fromkeys(os.path.realpath(allowed) for allowed in allow_paths)
+    return [FolderStore(root) for root in roots if os.path.isdir(root)]  # noqa: PTH112  realpath's str
+
+
+def _allowed(place: Place, name: str, allow_paths: Sequence[str], *, devices: bool = False) -> Place | None:
+    """A local file that the caller named, or one in a folder that the caller named, or below one."""
     if not isinstance(place.store, FolderStore) or not allow_paths or _DRIVE.match(name):
         return None
     path = os.path.join(place.store.name, place.folder, name)  # noqa: PTH118  text of a descriptor, not a path yet
     folder = os.path.realpath(posixpath.dirname(path))
     for allowed in allow_paths:
         root = os.path.realpath(allowed)
-        if os.path.isdir(root) and os.path.commonpath((root, folder)) == root:  # noqa: PTH112  realpath's str
-            return Place(FolderStore(folder), base_name(path))
+        if os.path.isdir(root):  # noqa: PTH112  realpath's str
+            if os.path.commonpath((root, folder)) == root and os.path.isdir(folder):  # noqa: PTH112
+                return Place(FolderStore(folder, devices=devices), base_name(path))
+        elif os.path.realpath(path) == root:
+            # The caller named this very file, so links on the way to it are the caller's too.
+            return Place(FolderStore(posixpath.dirname(root), devices=devices), base_name(root))
     return None
 
 

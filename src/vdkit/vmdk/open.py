@@ -13,7 +13,8 @@ from vdkit.errors import ChainError, CidMismatch, MissingParent, NotFound, NotSu
 from vdkit.vmdk.cid import NO_PARENT, format_cid
 from vdkit.vmdk.disk import Disk, close_links
 from vdkit.vmdk.link import Link, open_link
-from vdkit.vmdk.names import Place, parent_place
+from vdkit.vmdk.names import Place
+from vdkit.vmdk.parents import find_parent
 
 
 def open_disk(
@@ -26,15 +27,18 @@ def open_disk(
     recover: bool = False,
     durable: bool = True,
     keeps_tracking: bool = False,
+    ignore_journal: bool = False,
 ) -> Disk:
     """Open the disk whose descriptor (or single file) is ``name``, with all its parents.
 
     ``single_link`` opens the leaf alone: its map says ABSENT for what is in the parents, and reading that
     raises. ``allow_paths`` names local folders outside the disk's own that its files and parents may lie
-    in. ``recover`` opens a stream that breaks off, for what is left of it; ``info.notes`` then says so. Not
-    ``durable``: closing leaves writing out to the operating system, as ``cp`` does. A disk under change
-    tracking opens for writing only with ``keeps_tracking``, the caller's word that it records what it
-    changes.
+    in, and devices or images that it may be made of. A parent that is not where its child says is looked
+    for in the child's folder and the allowed ones, by its content id. ``recover`` opens a stream that breaks
+    off, for what is left of it, and ``ignore_journal`` an seSparse delta whose journal waits to be replayed;
+    ``info.notes`` tells all of this. Not ``durable``: closing leaves writing out to the operating system,
+    as ``cp`` does. A disk under change tracking opens for writing only with ``keeps_tracking``, the caller's
+    word that it records what it changes.
 
     Raises NotADisk, UnsupportedVersion, CorruptDisk, NotSupported, OutsideStore, NotFound, MissingParent,
     CidMismatch, ChainError.
@@ -47,6 +51,7 @@ def open_disk(
         recover=recover,
         durable=durable,
         keeps_tracking=keeps_tracking,
+        ignore_journal=ignore_journal,
         fresh=False,
     )
 
@@ -60,16 +65,24 @@ def _open(
     recover: bool,
     durable: bool,
     keeps_tracking: bool,
+    ignore_journal: bool,
     fresh: bool,
 ) -> Disk:
     links: list[Link] = []
     try:
-        leaf = open_link(place, writable=writable, allow_paths=allow_paths, recover=recover, durable=durable)
+        leaf = open_link(
+            place,
+            writable=writable,
+            allow_paths=allow_paths,
+            recover=recover,
+            durable=durable,
+            ignore_journal=ignore_journal,
+        )
         links.append(leaf)
         if writable:
             _check_writable(leaf, single_link=single_link, keeps_tracking=keeps_tracking)
         if not single_link:
-            _open_parents(links, allow_paths, recover)
+            _open_parents(links, allow_paths, recover=recover, ignore_journal=ignore_journal)
         return Disk(links, writable=writable, fresh=fresh)
     except BaseException:
         close_links(links)
@@ -86,6 +99,7 @@ def open_created(place: Place, *, durable: bool) -> Disk:
         recover=False,
         durable=durable,
         keeps_tracking=False,
+        ignore_journal=False,
         fresh=True,
     )
 
@@ -102,37 +116,35 @@ def _check_writable(leaf: Link, *, single_link: bool, keeps_tracking: bool) -> N
         )
 
 
-def _open_parents(links: list[Link], allow_paths: Sequence[str], recover: bool) -> None:
+def _open_parents(
+    links: list[Link], allow_paths: Sequence[str], *, recover: bool, ignore_journal: bool
+) -> None:
     seen = {str(links[0].place)}
     while links[-1].has_parent:
         child = links[-1]
-        place = _parent_of(child, allow_paths)
+        place = find_parent(links, allow_paths)
         if str(place) in seen:
-            raise ChainError(f"{child.place}: its parent {place} is above it in the same chain: a loop")
+            raise _loop(child, place)
         if len(links) == MAX_LINKS:
             raise ChainError(
                 f"{links[0].place}: more than {MAX_LINKS} links", remedy="consolidate the snapshots"
             )
         seen.add(str(place))
         try:
-            parent = open_link(place, allow_paths=allow_paths, recover=recover)
+            parent = open_link(place, allow_paths=allow_paths, recover=recover, ignore_journal=ignore_journal)
         except NotFound as error:
             raise MissingParent(
                 f"{child.place}: its parent cannot be opened: {error.message}",
                 remedy="bring the parent's files back beside it",
             ) from error
         links.append(parent)
+        if any(parent.identity == link.identity for link in links[:-1]):  # another name of the same file
+            raise _loop(child, place)
         _check_parent(child, parent)
 
 
-def _parent_of(child: Link, allow_paths: Sequence[str]) -> Place:
-    hint = child.descriptor.parent_hint
-    if hint is None:
-        raise MissingParent(
-            f"{child.place}: it has a parent, of content id {format_cid(child.descriptor.parent_cid)}, "
-            "but does not name it"
-        )
-    return parent_place(child.place, hint, allow_paths)
+def _loop(child: Link, parent: Place) -> ChainError:
+    return ChainError(f"{child.place}: its parent {parent} is above it in the same chain: a loop")
 
 
 def _check_parent(child: Link, parent: Link) -> None:
