@@ -12,15 +12,22 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
+from vdkit.block.copy import CopyResult
 from vdkit.block.device import BlockDevice, WritableDevice
-from vdkit.block.forward import Forwarding
 from vdkit.block.workers import CancelToken
-from vdkit.disklib.opening import open_local
+from vdkit.disklib import hosted
+from vdkit.disklib.constants import DiskType, OpenFlags, check_flags, compression_name
+from vdkit.disklib.filehandle import open_file_handle
+from vdkit.disklib.handle import DiskHandle, Progress
+from vdkit.disklib.hosted import CreateParams
+from vdkit.disklib.info import remote_info
 from vdkit.disklib.resuming import DEFAULT_ATTEMPTS, ResumingDisk
-from vdkit.errors import Closed, NotFound, NotSupported, UsageError, VixError
+from vdkit.errors import ChainError, Closed, NotFound, NotSupported, UsageError, VixError
 from vdkit.net.secret import Secret
 from vdkit.net.trust import Trust
 from vdkit.transports.nfc import CompressionName as Compression
@@ -29,6 +36,9 @@ from vdkit.vsphere.inventory import find_machine
 from vdkit.vsphere.model import VirtualDisk, VirtualMachine
 from vdkit.vsphere.session import DEFAULT_PORT, DEFAULT_TIMEOUT, Session
 from vdkit.vsphere.tickets import NfcTicket, disk_ticket, read_ticket
+
+if TYPE_CHECKING:
+    from vdkit.vmdk.check import CheckReport
 
 #: Modes that can be asked for, in the order of VixDiskLib; those of a remote disk that are built are opened.
 KNOWN_MODES: Final = ("file", "san", "hotadd", "nbdssl", "nbd")
@@ -59,27 +69,6 @@ class Retry:
     notify: Callable[[VixError, float], None] | None = None
 
 
-class OpenedDisk(Forwarding):
-    """A disk and the way in which it was reached."""
-
-    def __init__(self, inner: BlockDevice, transport_mode: str, path: str) -> None:
-        super().__init__(inner)
-        self._transport_mode, self._path = transport_mode, path
-
-    @property
-    def transport_mode(self) -> str:
-        """``file``, ``nbd`` or ``nbdssl``: the one in use, whatever was asked for."""
-        return self._transport_mode
-
-    @property
-    def path(self) -> str:
-        return self._path
-
-    @property
-    def inner(self) -> BlockDevice:
-        return self._inner
-
-
 class Connection:
     """See the module; made by :func:`connect`. Close the disks before it."""
 
@@ -101,34 +90,54 @@ class Connection:
 
     def open(
         self,
-        path: str,
+        path: str | Path,
+        flags: OpenFlags | None = None,
         *,
         read_only: bool = True,
         single_link: bool = False,
+        unbuffered: bool = False,
         transport_modes: str = DEFAULT_MODES,
         compression: Compression = "none",
         allow_paths: Sequence[str] = (),
+        ignore_journal: bool = False,
         retry: Retry | None = None,
         cancel: CancelToken | None = None,
-    ) -> OpenedDisk:
+    ) -> DiskHandle:
         """Open a disk with all its parents.
 
-        Local: ``path`` is that of a VMDK or raw image; ``single_link`` leaves the parents out. Remote: a
-        datastore path of the connection's machine, as its configuration or that of a snapshot names it;
-        ``transport_modes`` is VixDiskLib's list, tried in order. Raises NotFound, NotSupported, and what the
-        transport raises.
+        ``flags`` are VixDiskLib's, in place of the four keywords that say the same: without READ_ONLY the
+        disk is opened for writing. Local: ``path`` is that of a VMDK or raw image; ``single_link`` leaves the
+        parents out; ``unbuffered`` goes past the page cache where the file system can, and the handle's
+        ``notes`` say where it cannot. Remote: a datastore path of the connection's machine, as its
+        configuration or that of a snapshot names it; ``transport_modes`` is VixDiskLib's list, tried in
+        order. Raises NotFound, NotSupported, and what the transport raises.
         """
-        if self._closed:
-            raise Closed("the connection has been closed")
+        if flags is not None:
+            if not read_only or single_link or unbuffered or compression != "none":
+                raise UsageError("open: say it with flags or with keywords, not with both")
+            check_flags(flags)
+            read_only = OpenFlags.READ_ONLY in flags
+            single_link = OpenFlags.SINGLE_LINK in flags
+            unbuffered = OpenFlags.UNBUFFERED in flags
+        self._check_open()
         if self._session is None or self._vm is None:
-            disk = open_local(path, writable=not read_only, single_link=single_link, allow_paths=allow_paths)
-            return OpenedDisk(disk, "file", path)
+            return open_file_handle(
+                path,
+                writable=not read_only,
+                single_link=single_link,
+                unbuffered=unbuffered,
+                allow_paths=allow_paths,
+                ignore_journal=ignore_journal,
+            )
+        path = str(path)
         if single_link:
             raise NotSupported(
                 f"{self._session.where}: {path}: a single link can only be opened in a local file"
             )
+        if flags is not None:
+            compression = compression_name(flags)
         mode = choose_mode(transport_modes)
-        disk = open_remote(
+        device = open_remote(
             self._session,
             self._vm,
             path,
@@ -138,7 +147,123 @@ class Connection:
             retry=retry or Retry(),
             cancel=cancel,
         )
-        return OpenedDisk(disk, mode, path)
+        known = next((d for d in self._vm.disks if path == d.file or path in d.parents), None)
+        return DiskHandle(device, mode, path, describe=partial(remote_info, disk=known, path=path))
+
+    # -- whole local disks -----------------------------------------------------------------------
+
+    def create(self, path: str | Path, params: CreateParams, progress: Progress | None = None) -> None:
+        """Make an empty disk; a partial one never appears. Raises AlreadyExists, LimitExceeded."""
+        self._check_local("create")
+        hosted.create(path, params, progress)
+
+    def create_child(self, parent: DiskHandle, path: str | Path, disk_type: DiskType) -> None:
+        """Make an empty child of an open disk, which must not be written to any more."""
+        self._check_local("create a child")
+        hosted.create_child(parent, path, disk_type)
+
+    def clone(
+        self,
+        path: str | Path,
+        source: Connection,
+        source_path: str | Path,
+        params: CreateParams,
+        *,
+        progress: Progress | None = None,
+        overwrite: bool = False,
+        allow_paths: Sequence[str] = (),
+        cancel: CancelToken | None = None,
+    ) -> CopyResult:
+        """Copy a disk of ``source``, all its links as one, to the new local disk ``path``.
+
+        Of ``params`` the type, adapter and hardware version are used. ``overwrite`` replaces a disk of that
+        name, whose files go only once the new one is complete. Raises AlreadyExists, and what opening,
+        reading and writing raise.
+        """
+        self._check_local("clone to a host")
+        with source.open(source_path, allow_paths=allow_paths, cancel=cancel) as disk:
+            return hosted.clone(disk, path, params, overwrite=overwrite, progress=progress, cancel=cancel)
+
+    def grow(
+        self,
+        path: str | Path,
+        capacity_sectors: int,
+        *,
+        update_geometry: bool = True,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+        allow_paths: Sequence[str] = (),
+    ) -> None:
+        """Make a disk that nobody has open larger. Raises UsageError for a capacity that is not larger."""
+        self._check_local("grow")
+        hosted.grow(
+            path,
+            capacity_sectors,
+            update_geometry=update_geometry,
+            progress=progress,
+            cancel=cancel,
+            allow_paths=allow_paths,
+        )
+
+    def rename(self, source: str | Path, target: str | Path) -> None:
+        """Rename or move a disk's files. Raises AlreadyExists, NotFound."""
+        self._check_local("rename")
+        hosted.rename(source, target)
+
+    def unlink(self, path: str | Path) -> None:
+        """Remove the files of a disk, not those of its parents."""
+        self._check_local("remove")
+        hosted.unlink(path)
+
+    def is_attach_possible(self, parent: DiskHandle, child: DiskHandle) -> bool:
+        """Whether :meth:`attach` would work; :meth:`check_attach` raises why not."""
+        try:
+            self.check_attach(parent, child)
+        except (ChainError, NotSupported):
+            return False
+        return True
+
+    def check_attach(self, parent: DiskHandle, child: DiskHandle) -> None:
+        """Raises CapacityMismatch, CidMismatch, ParentNotAllowed, RootLink if they do not fit."""
+        self._check_local("attach")
+        hosted.check_attach(parent, child)
+
+    def attach(self, parent: DiskHandle, child: DiskHandle) -> None:
+        """Put the parent's chain under the child, opened as a single link for writing.
+
+        The child's handle shows the whole chain afterwards. The parent's is closed, on failure too. Raises
+        as :meth:`check_attach`.
+        """
+        self._check_local("attach")
+        hosted.attach(parent, child)
+
+    def check_repair(
+        self,
+        path: str | Path,
+        repair: bool = False,
+        *,
+        allow_paths: Sequence[str] = (),
+        cancel: CancelToken | None = None,
+    ) -> CheckReport:
+        """Check the structures of a disk that nobody has open; ``repair`` mends them in place.
+
+        What a repair changes is kept in an undo file beside the disk. Raises CorruptDisk for a disk that is
+        damaged, or still is.
+        """
+        self._check_local("check")
+        return hosted.check_repair(path, repair=repair, allow_paths=allow_paths, cancel=cancel)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("the connection has been closed")
+
+    def _check_local(self, what: str) -> None:
+        self._check_open()
+        if self._session is not None:
+            raise NotSupported(
+                f"{self._session.where}: cannot {what} over a connection to a host",
+                remedy="use a local connection: connect() without parameters",
+            )
 
     def close(self) -> None:
         """Log out, if this connection logged in. Twice is fine."""
@@ -175,6 +300,11 @@ def connect(params: ConnectParams | None = None) -> Connection:
 def connection_of(session: Session, vm: VirtualMachine) -> Connection:
     """A connection on a session that the caller keeps and closes."""
     return Connection(session, vm, owns_session=False)
+
+
+def list_transport_modes() -> str:
+    """VixDiskLib's list: the modes that can be used here, best first."""
+    return ":".join(("file", *REMOTE_MODES))
 
 
 def choose_mode(modes: str) -> Mode:

@@ -6,10 +6,13 @@ Source of facts: the published VixDiskLib enumerations (VDDK programming guide).
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vdkit.errors import NotSupported, UsageError
 from vdkit.vmdk import DiskType as VmdkType
+
+if TYPE_CHECKING:
+    from vdkit.transports.nfc import CompressionName
 
 #: Bytes of a sector in every call of this API, on disks of 4096-byte sectors too.
 SECTOR_SIZE: Final = 512
@@ -100,16 +103,15 @@ class OpenFlags(IntFlag):
 #: Every bit that stands for a compression.
 COMPRESSION_MASK: Final = 0x3F0
 
-_COMPRESSIONS: Final = {
+_COMPRESSIONS: Final[dict[int, CompressionName]] = {
     0: "none",
     OpenFlags.COMPRESSION_ZLIB: "zlib",
-    OpenFlags.COMPRESSION_FASTLZ: "fastlz",
     OpenFlags.COMPRESSION_SKIPZ: "skipz",
 }
 
 
-def compression_name(flags: int) -> str:
-    """The compression that ``flags`` ask for. Raises NotSupported for one that is not known, or two."""
+def compression_name(flags: int) -> CompressionName:
+    """The compression that ``flags`` ask for. Raises NotSupported for one that is not built, or two."""
     asked = flags & COMPRESSION_MASK
     name = _COMPRESSIONS.get(asked)
     if name is None:

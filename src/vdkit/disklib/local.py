@@ -80,6 +80,8 @@ def convert(
     to: str | DiskType,
     source_format: str | None = None,
     adapter: str = "lsilogic",
+    hardware_version: int | None = None,
+    split: int | None = None,
     fast: bool = False,
     allow_paths: Sequence[str] = (),
     overwrite: bool = False,
@@ -94,6 +96,8 @@ def convert(
             target,
             to=to,
             adapter=adapter,
+            hardware_version=hardware_version,
+            split=split,
             fast=fast,
             overwrite=overwrite,
             workers=workers,
@@ -108,6 +112,8 @@ def save(
     *,
     to: str | DiskType,
     adapter: str = "lsilogic",
+    hardware_version: int | None = None,
+    split: int | None = None,
     fast: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
@@ -116,11 +122,11 @@ def save(
 ) -> CopyResult:
     """Copy an open device to a new disk in a local file.
 
-    ``to`` is a :class:`DiskType`, its value, or ``raw``. ``fast`` makes a streamOptimized disk quicker and
-    a little larger. ``progress`` gets the bytes done and the bytes in all. The disk has its name only once
-    it is complete (:mod:`vdkit.disklib.publish`): whatever ends it early leaves no half disk. Nothing is
-    replaced unless ``overwrite`` asks for it. Raises AlreadyExists, and what opening, reading and writing
-    raise.
+    ``to`` is a :class:`DiskType`, its value, or ``raw``. ``split`` is the size in bytes of an extent of a
+    split disk. ``fast`` makes a streamOptimized disk quicker and a little larger. ``progress`` gets the bytes
+    done and the bytes in all. The disk has its name only once it is complete
+    (:mod:`vdkit.disklib.publish`): whatever ends it early leaves no half disk. Nothing is replaced unless
+    ``overwrite`` asks for it. Raises AlreadyExists, and what opening, reading and writing raise.
     """
     kind = _kind(to)
     if kind is DiskType.VMFS_SPARSE:
@@ -135,7 +141,14 @@ def save(
         if kind is DiskType.STREAM_OPTIMIZED:
             codec = Codec.FAST if fast else Codec.DENSE
             capacity = whole_sectors(disk)
-            with StreamWriter(store, place.name, capacity, codec=codec, adapter=adapter) as writer:
+            with StreamWriter(
+                store,
+                place.name,
+                capacity,
+                codec=codec,
+                adapter=adapter,
+                ddb=hardware_ddb(hardware_version),
+            ) as writer:
                 result = copy(
                     disk, writer, workers=workers, progress=tell, cancel=cancel, target_is_zero=True
                 )
@@ -144,7 +157,16 @@ def save(
         if kind is None:
             made: Any = store.create(place.name, disk.capacity)
         else:
-            made = create_disk(store, place.name, whole_sectors(disk), disk_type=kind, adapter=adapter)
+            asked = {"hardware_version": hardware_version, "split": split}
+            extra: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+            made = create_disk(
+                store,
+                place.name,
+                whole_sectors(disk),
+                disk_type=kind,
+                adapter=adapter,
+                **extra,
+            )
         with made:
             result = copy(disk, made, workers=workers, progress=tell, cancel=cancel, target_is_zero=True)
             made.flush()
@@ -173,6 +195,10 @@ def unsave(target: str | Path, *, to: str | DiskType) -> None:
             store.remove(place.name)
         else:
             delete_disk(store, place.name)
+
+
+def hardware_ddb(version: int | None) -> dict[str, str]:
+    return {} if version is None else {"virtualHWVersion": str(int(version))}
 
 
 def whole_sectors(disk: BlockDevice) -> int:

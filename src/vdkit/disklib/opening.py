@@ -25,21 +25,28 @@ def open_local(
     source_format: str | None = None,
     single_link: bool = False,
     allow_paths: Sequence[str] = (),
+    ignore_journal: bool = False,
+    store: FolderStore | None = None,
 ) -> BlockDevice:
     """Open a disk in a local file, with all its parents unless ``single_link``.
 
     ``source_format`` is ``vmdk``, ``raw`` or None to find out: a file that is neither named nor built as a
     VMDK is a raw image. ``allow_paths`` are the folders that its descriptor may lead to besides its own.
-    Raises NotFound, NotADisk, OutsideStore, ChainError and its kinds.
+    ``store`` is another way to open the files of its folder. ``ignore_journal`` opens an seSparse disk that
+    was not closed properly, without what its journal holds. Raises NotFound, NotADisk, OutsideStore,
+    ChainError and its kinds.
     """
     place = Path(path)
     match detect(place) if source_format is None else source_format:
         case "raw":
             return open_file(place, writable=writable)
         case "vmdk":
-            store = FolderStore(place.parent)
             return open_disk(
-                store, place.name, writable=writable, single_link=single_link, allow_paths=allow_paths
+                store or FolderStore(place.parent),
+                place.name,
+                writable=writable,
+                single_link=single_link,
+                allow_paths=allow_paths,
             )
         case other:
             raise UsageError(f"{path}: format {other!r} is not known", remedy="use vmdk or raw")

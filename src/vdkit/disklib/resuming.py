@@ -16,7 +16,8 @@ from typing import Final, TypeVar
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent
 from vdkit.block.workers import CancelToken
-from vdkit.errors import Closed, ConnectFailed, ProtocolError, VixError
+from vdkit.errors import Closed, ConnectFailed, NotSupported, ProtocolError, VixError
+from vdkit.transports.nfc import NfcDisk
 
 T = TypeVar("T")
 
@@ -78,6 +79,14 @@ class ResumingDisk(BaseWritableDevice):
     def reopened(self) -> int:
         """How often the disk has been opened again."""
         return self._generation - 1
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the disk's descriptor, ``key`` without ``ddb.``; None if the host has none."""
+        self._enter_call()
+        try:
+            return self._retrying(lambda device: _metadata_of(device, key))
+        finally:
+            self._leave_call()
 
     # -- the device's half -----------------------------------------------------------------------
 
@@ -192,6 +201,12 @@ class ResumingDisk(BaseWritableDevice):
         self._sleep(seconds)
         if self._cancel is not None:
             self._cancel.check()
+
+
+def _metadata_of(device: BlockDevice, key: str) -> str | None:
+    if not isinstance(device, NfcDisk):
+        raise NotSupported(f"{device.name}: it has no metadata that can be read")
+    return device.metadata(key)
 
 
 def _writable(device: BlockDevice | WritableDevice) -> WritableDevice:
