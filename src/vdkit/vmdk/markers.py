@@ -54,3 +54,8 @@ def record_sectors(size: int) -> int:
 def largest_size(grain: int) -> int:
     """Compressed size, in bytes, that is believed of a grain of ``grain`` bytes."""
     return 2 * grain + 1024
+
+
+def is_zlib(data: bytes | bytearray | memoryview, position: int) -> bool:
+    """True if a zlib stream (RFC 1950) may begin at ``position``."""
+    return data[position] == 0x78 and (0x7800 | data[position + 1]) % 31 == 0

@@ -21,6 +21,7 @@ from vdkit.vmdk.codec import InflateError, inflate
 from vdkit.vmdk.grains import entry_kind, fill_zeroes, read_absent
 from vdkit.vmdk.header import ENTRIES_PER_TABLE, GD_AT_END, SparseHeader
 from vdkit.vmdk.kinds import SECTOR
+from vdkit.vmdk.streamend import whole_stream
 from vdkit.vmdk.streamscan import find_footer, scan
 from vdkit.vmdk.tables import Tables, TableSource, map_extents, map_runs
 
@@ -72,7 +73,7 @@ class StreamExtent(BaseDevice):
                 self.notes.append(found.note)
                 return found
             directory = footer.directory
-        return Tables(
+        tables = Tables(
             self._file,
             directory=directory * SECTOR,
             count=header.tables,
@@ -80,6 +81,11 @@ class StreamExtent(BaseDevice):
             lowest=1,
             where=self._name,
         )
+        if header.directory == GD_AT_END:
+            return tables
+        whole, notes = whole_stream(self._file, header, tables, recover=recover)
+        self.notes += notes
+        return whole
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ MAX_BAD_GRAINS = 1024
 MAX_SKIPPED = 1 << 20
 
 _CHUNK = 1 << 20
-_REMEDY = "fetch the file again, or open it with recover=True for what is left of it"
+REMEDY = "fetch the file again, or open it with recover=True for what is left of it"
 
 
 def find_footer(file: BlockDevice, header: SparseHeader, *, recover: bool) -> SparseHeader | None:
@@ -51,12 +51,12 @@ def find_footer(file: BlockDevice, header: SparseHeader, *, recover: bool) -> Sp
 
 def _check_footer(footer: SparseHeader, header: SparseHeader, position: int, where: str) -> None:
     if not header.same_disk(footer):
-        raise CorruptDisk(f"{where}: the footer contradicts the header", remedy=_REMEDY)
+        raise CorruptDisk(f"{where}: the footer contradicts the header", remedy=REMEDY)
     end = (footer.directory + footer.directory_sectors) * SECTOR
     if footer.directory == GD_AT_END or footer.directory == 0 or end > position:
         raise CorruptDisk(
             f"{where}: the footer puts the grain directory at sector {footer.directory}, outside the file",
-            remedy=_REMEDY,
+            remedy=REMEDY,
         )
 
 
@@ -103,13 +103,13 @@ def scan(file: BlockDevice, header: SparseHeader, *, recover: bool) -> ScannedTa
     if not scanner.complete and not recover:
         raise CorruptDisk(
             f"{file.name}: the stream breaks off after {scanner.grains} grains, before its tables",
-            remedy=_REMEDY,
+            remedy=REMEDY,
         )
     state = "its end is missing, data may be lost" if not scanner.complete else "it is complete"
     bad = f", {scanner.bad} damaged grains left out" if scanner.bad else ""
     if scanner.bad and not recover:
         raise CorruptDisk(
-            f"{file.name}: the footer is unusable and {scanner.bad} grains are damaged", remedy=_REMEDY
+            f"{file.name}: the footer is unusable and {scanner.bad} grains are damaged", remedy=REMEDY
         )
     note = f"no usable footer: {scanner.grains} grains found by reading the stream; {state}{bad}"
     return ScannedTables(note, scanner.tables)
@@ -149,7 +149,7 @@ class _Scanner:
             marker.size <= self._largest
             and lba % grain == 0
             and lba < self._header.capacity
-            and sector[12] == 0x78
+            and markers.is_zlib(sector, markers.GRAIN_HEAD)
         ):
             length = markers.GRAIN_HEAD + marker.size
             if position + length <= self._file.capacity and self._opens(position, marker):
