@@ -1,0 +1,25 @@
+"""Check and repair of VMDKs: what is wrong, what a repair would do, and the repair, with an undo file."""
+
+from vdkit.vmdk.check.check import check_disk
+from vdkit.vmdk.check.report import (
+    CheckExit,
+    CheckProgress,
+    CheckReport,
+    FileReport,
+    Finding,
+    Severity,
+    Verdict,
+    check_exit_code,
+)
+
+__all__ = [
+    "CheckExit",
+    "CheckProgress",
+    "CheckReport",
+    "FileReport",
+    "Finding",
+    "Severity",
+    "Verdict",
+    "check_disk",
+    "check_exit_code",
+]
