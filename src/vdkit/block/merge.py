@@ -21,10 +21,8 @@ from vdkit.block.extent import Extent, ExtentKind
 from vdkit.block.file import FileDevice
 from vdkit.block.runs import run_end
 
-#: Units of a window: fewer of large ones, so that opening a disk to read once stays cheap.
-_UNITS = 512
-_SMALL_UNITS = 4096
-_SMALL = 1 << 14
+#: Units of a window: enough to be worth the asking, few enough that a single read stays cheap.
+_UNITS = 4096
 #: The unit where no link has one of its own.
 _ANY_UNIT = 1 << 26
 #: Bytes of windows that are kept.
@@ -69,12 +67,12 @@ def common_unit(links: Sequence[BlockDevice], starts: Sequence[int] = ()) -> int
     return math.gcd(*known, *starts) if len(known) == len(units) else None
 
 
-def placements_of(device: BlockDevice, offset: int, length: int) -> Iterator[Placement]:
+def placer(device: BlockDevice) -> Callable[[int, int], Iterator[Placement]]:
+    """Its ``placements``, or the same made of its map. To be asked once: telling whether an object keeps a
+    protocol is slow."""
     if isinstance(device, Placed):
-        yield from device.placements(offset, length)
-        return
-    for extent in device.extents(offset, length):
-        yield Placement(*extent)
+        return device.placements
+    return lambda offset, length: (Placement(*extent) for extent in device.extents(offset, length))
 
 
 def merged(links: Sequence[BlockDevice]) -> MergedLinks | None:
@@ -112,9 +110,9 @@ class MergedLinks(BaseDevice):
         # Whose map says no more than the placements: not a flat file's, which has holes.
         self._exact = [isinstance(link, Placed) and link.place_unit != 0 for link in links]
         self._unit = unit
-        units = _SMALL_UNITS if unit < _SMALL else _UNITS
-        self._span = unit * units
-        self._max_windows = max(8, _MAX_BYTES // (units * 8))
+        self._span = unit * _UNITS
+        self._max_windows = max(8, _MAX_BYTES // (_UNITS * 8))
+        self._placers = [placer(link) for link in links]
         self._building = threading.Lock()
         # The first are those that say zero: nobody, then each of the links.
         self._zeroes = len(links)
@@ -147,7 +145,7 @@ class MergedLinks(BaseDevice):
         unit = self._unit
         table = array("Q", bytes(-(-length // unit) * 8))
         for level in range(len(self._links) - 1, -1, -1):
-            for run in placements_of(self._links[level], start, length):
+            for run in self._placers[level](start, length):
                 if run.kind is ExtentKind.ABSENT:
                     continue
                 at, count = (run.offset - start) // unit, -(-run.length // unit)
@@ -280,8 +278,8 @@ class MergedLinks(BaseDevice):
 
     def _quiet_until(self, offset: int, end: int) -> int:
         """Where the first link may begin to hold something, by the directories of the tables."""
-        for level, link in enumerate(self._links):
-            first = next(placements_of(link, offset, end - offset))
+        for level, placements in enumerate(self._placers):
+            first = next(placements(offset, end - offset))
             quiet = ExtentKind.ABSENT if level < len(self._links) - 1 else ExtentKind.ZERO
             if first.kind is not quiet or first.length < self._span:
                 return offset

@@ -16,6 +16,8 @@ def run_end(entries: array[int], start: int, stop: int, step: int) -> int:
     takes a handful of steps.
     """
     first = entries[start]
+    if step == 0 and (stop - start == 1 or _follows(entries, start + 1, stop - start - 1, first, 0)):
+        return stop  # an empty table: the most frequent of all
     low = high = 1
     while start + low < stop:
         high = min(low * 2, stop - start)
@@ -36,6 +38,6 @@ def _follows(entries: array[int], start: int, count: int, first: int, step: int)
     last = first + (count - 1) * step
     if entries[start] != first or entries[start + count - 1] != last:
         return False
-    code = entries.typecode
-    expected = array(code, range(first, last + 1, step)) if step else array(code, [first]) * count
-    return entries[start : start + count] == expected
+    if step == 0:
+        return count < 3 or entries[start : start + count - 1] == entries[start + 1 : start + count]
+    return entries[start : start + count] == array(entries.typecode, range(first, last + 1, step))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent
 from vdkit.block.forward import close_all
-from vdkit.block.merge import Placement, common_unit, placements_of
+from vdkit.block.merge import Placement, common_unit, placer
 from vdkit.errors import NotSupported, ReadOnly
 
 
@@ -26,6 +26,7 @@ class Pieces(BaseWritableDevice):
             total += extent.capacity
         super().__init__(name=name, capacity=total, writable=writable)
         self._extent_devices = tuple(extents)
+        self._placers = {id(extent): placer(extent) for extent in extents}
         #: Grain of the coarsest extent: what a chain completes before it writes.
         self.write_unit = max(int(getattr(extent, "write_unit", 1)) for extent in extents)
         if writable and any(start % self.write_unit for start in self._starts):
@@ -63,7 +64,7 @@ class Pieces(BaseWritableDevice):
 
     def placements(self, offset: int, length: int) -> Iterator[Placement]:
         for extent, inside, at, step in self._parts(offset, length):
-            for run in placements_of(extent, inside, step):
+            for run in self._placers[id(extent)](inside, step):
                 yield run._replace(offset=run.offset - inside + offset + at)
 
     def _write_from(self, offset: int, view: memoryview) -> None:

@@ -27,6 +27,8 @@ PIECE = 1 << 14
 #: Pieces of the directory and bytes of tables that are kept.
 _MAX_PIECES = 16
 _MAX_TABLE_BYTES = 4 << 20
+#: Bytes of tables that are read together where they lie together.
+_READ_AHEAD = 1 << 15
 #: Entries that are looked at together when absent ones are skipped.
 _STRIDE = 1 << 10
 _NONE = {code: array(code, bytes(_STRIDE * array(code).itemsize)) for code in ("I", "Q")}
@@ -115,19 +117,39 @@ class Tables:
                 self._tables.move_to_end(index)
                 return known
             puts = self._puts
-        sector = self.sector(index)
-        if sector == 0:
+        tables = self._read_tables(index)
+        if not tables:
             return None
-        table = self._table(self._read(self._checked(index, sector), self.entries * self.width), index)
         with self._lock:
             if puts != self._puts:
                 # Tables were written meanwhile: what was read may be older than they are, and whoever found
                 # it here later would lose the grains that are new. The caller began before, and may have it.
-                return table
-            self._tables[index] = table
+                return tables[0]
+            for number, table in enumerate(tables, index):
+                self._tables.setdefault(number, table)
             while len(self._tables) > self._max_tables:
                 self._tables.popitem(last=False)
-        return table
+        return tables[0]
+
+    def _read_tables(self, index: int) -> list[array[int]]:
+        """Table ``index`` and some that follow it in the disk and in the file; none if it does not exist."""
+        number, within = divmod(index, PIECE)
+        piece = self._piece(number)
+        sector = piece[within]
+        if sector == 0:
+            return []
+        length = self.entries * self.width
+        start, count = self._checked(index, sector), 1
+        if length % SECTOR == 0:
+            stop = min(len(piece), within + max(1, _READ_AHEAD // length))
+            count = min(
+                run_end(piece, within, stop, length // SECTOR) - within,
+                (self._file.capacity - start) // length,
+            )
+        data = self._read(start, count * length)
+        if count == 1:
+            return [self._table(data, index)]
+        return [self._table(data[i * length : (i + 1) * length], index + i) for i in range(count)]
 
     def place(self, index: int) -> int:
         """Offset in bytes of table ``index``, for writing it; raises CorruptDisk if it cannot lie there."""
