@@ -154,6 +154,9 @@ def _is_sound(file: BlockDevice, raw: bytes, sectors: int | None) -> bool:
         return True
     if header.redundant and not header.redundant_directory:
         return False
+    twin = replace(header, flags=header.flags | FLAG_REDUNDANT)
+    if twin != header and _follows_layout(twin) and _worth(file, twin, twin.redundant_directory) == 2:
+        return False  # there is a redundant directory: it is the flag that has been lost
     worth = [_worth(file, header, directory) for directory in _directories(header)]
     if 0 in worth and not _follows_layout(header):
         return False
@@ -236,7 +239,9 @@ def _best(
         if not worth[0] or 0 in worth or (whole and min(worth) < 2):
             continue
         changed = len(_differing(said, candidate))
-        mine = (sum(worth), int(candidate.capacity == sectors), -changed)
+        # Exactly as many tables fit between the two directories as the capacity needs.
+        fits = int(_follows_layout(candidate))
+        mine = (sum(worth) + fits, int(candidate.capacity == sectors), -changed)
         if mine > rank:
             best, rank = candidate, mine
     return best

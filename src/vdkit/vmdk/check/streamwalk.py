@@ -43,7 +43,8 @@ class Walk:
     """What was found. Positions in sectors; ``tables`` are those that a marker announces.
 
     ``end`` is behind the last thing that was understood. ``tail_zeroes`` sectors of zeroes follow the last
-    thing that is none; one of them is the end marker, if the file is as it should be.
+    thing that is none; one of them is the end marker, if the file is as it should be. ``finished``: a
+    directory or a footer was met, which are written last.
     """
 
     sectors: array[int] = field(default_factory=lambda: array("I"))
@@ -59,6 +60,7 @@ class Walk:
     grains_end: int = 0
     short_last: bool = False
     ascending: bool = True
+    finished: bool = False
 
     def find(self, sector: int) -> int | None:
         """Index of the grain at ``sector``."""
@@ -106,6 +108,7 @@ class StreamWalker:
         after = self._ends.get(position)
         if after is not None:
             self._walk.end = max(self._walk.end, min(after, self._last))
+            self._walk.finished = True
             return after - position
         sector = self._window(position * SECTOR, SECTOR)
         marker = markers.parse(sector)
@@ -185,6 +188,7 @@ class StreamWalker:
             return self._junk(position)
         if marker.kind == markers.GT:
             walk.tables.append(position + 1)
+        walk.finished |= marker.kind in (markers.GD, markers.FOOTER)
         walk.end = position + 1 + rest
         return 1 + rest
 
