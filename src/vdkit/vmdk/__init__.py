@@ -8,6 +8,8 @@ from vdkit.vmdk.files import delete_disk, is_child, list_files
 from vdkit.vmdk.info import DiskInfo, LinkInfo, describe_only
 from vdkit.vmdk.kinds import DiskType, Geometry
 from vdkit.vmdk.open import open_disk
+from vdkit.vmdk.receive import receive_stream
+from vdkit.vmdk.stream_reader import StreamReader, StreamSummary
 from vdkit.vmdk.stream_writer import StreamWriter
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "DiskType",
     "Geometry",
     "LinkInfo",
+    "StreamReader",
+    "StreamSummary",
     "StreamWriter",
     "create_child",
     "create_disk",
@@ -26,4 +30,5 @@ __all__ = [
     "is_child",
     "list_files",
     "open_disk",
+    "receive_stream",
 ]
