@@ -95,7 +95,7 @@ def test_the_map_agrees_with_qemu(raw: Path, tmp_path: Path) -> None:
     theirs = json.loads(qemu("map", "--output=json", vmdk))
     ours = allocation_map(vmdk)
     assert runs(list(ours)) == runs(theirs)
-    assert set(ours[0]) <= set(theirs[0]) | {"present"}
+    assert set(ours[0]) <= set(theirs[0]) | {"present", "compressed", "filename"}  # newer ones tell these
     assert sum(entry["length"] for entry in ours) == 24 * MIB + 1536
 
 

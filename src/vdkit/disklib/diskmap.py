@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import Extent, ExtentKind
+from vdkit.block.file import FileDevice
+from vdkit.block.forward import Forwarding
+from vdkit.block.merge import Placement, placer
 from vdkit.vmdk import Disk
 
 
 class MapEntry(TypedDict):
     """One run, in bytes. ``depth`` counts links down from the leaf; what no link holds is not ``present``
-    and has the depth of the base.
+    and has the depth of the base. Where the bytes lie in a file as they are, ``offset`` and ``filename`` say
+    where.
     """
 
     start: int
@@ -21,6 +25,9 @@ class MapEntry(TypedDict):
     present: bool
     zero: bool
     data: bool
+    compressed: bool
+    offset: NotRequired[int]
+    filename: NotRequired[str]
 
 
 class Layer(NamedTuple):
@@ -32,16 +39,66 @@ class Layer(NamedTuple):
 
 
 def map_entries(disk: BlockDevice) -> Iterator[MapEntry]:
-    """Ascending, covering all of the disk, neighbours joined; made one by one, however many there are."""
-    for (start, length, kind), depth, present in map_layers(disk):
-        yield MapEntry(
-            start=start,
-            length=length,
-            depth=depth,
-            present=present,
-            zero=kind is not ExtentKind.DATA,
-            data=kind is ExtentKind.DATA,
-        )
+    """Ascending, covering all of the disk, neighbours that go on in the file joined; made one by one."""
+    while isinstance(disk, Forwarding):
+        disk = disk.inner
+    last: MapEntry | None = None
+    for layer in map_layers(disk):
+        for place in _placed(disk, layer):
+            entry = _entry(layer, place)
+            if last is None:
+                last = entry
+            elif _goes_on(last, entry):
+                last["length"] += entry["length"]
+            else:
+                yield last
+                last = entry
+    if last is not None:
+        yield last
+
+
+def _placed(disk: BlockDevice, layer: Layer) -> Iterator[Placement]:
+    """Where the bytes of a run lie, piece by piece."""
+    (start, length, kind), depth, _ = layer
+    if not isinstance(disk, Disk):
+        if isinstance(disk, FileDevice):
+            yield Placement(start, length, kind, disk, start)
+        else:
+            yield Placement(start, length, kind)
+    elif kind is ExtentKind.DATA:
+        yield from placer(disk.links[depth].device)(start, length)
+    else:
+        yield Placement(start, length, kind)
+
+
+def _entry(layer: Layer, place: Placement) -> MapEntry:
+    data = layer.extent.kind is ExtentKind.DATA
+    entry = MapEntry(
+        start=place.offset,
+        length=place.length,
+        depth=layer.depth,
+        present=layer.present,
+        zero=not data,
+        data=data,
+        compressed=data and place.file is None,
+    )
+    if place.file is not None:
+        entry["offset"] = place.position
+        entry["filename"] = place.file.name
+    return entry
+
+
+def _goes_on(last: MapEntry, entry: MapEntry) -> bool:
+    if (last["depth"], last["present"], last["zero"], last["compressed"]) != (
+        entry["depth"],
+        entry["present"],
+        entry["zero"],
+        entry["compressed"],
+    ):
+        return False
+    if "offset" not in last or "offset" not in entry:
+        return "offset" not in last and "offset" not in entry
+    return last["offset"] + last["length"] == entry["offset"] and last["filename"] == entry["filename"]
 
 
 def map_layers(disk: BlockDevice) -> Iterator[Layer]:

@@ -13,10 +13,20 @@ from vdkit.block.extent import ExtentKind
 from vdkit.block.local import FolderStore
 from vdkit.block.workers import CancelToken
 from vdkit.disklib.diskmap import MapEntry, map_entries
-from vdkit.disklib.opening import open_local
-from vdkit.disklib.publish import publishing
-from vdkit.errors import UsageError, VixError
-from vdkit.vmdk import Codec, Disk, DiskType, Geometry, StreamWriter, create_disk, delete_disk
+from vdkit.disklib.opening import detect, open_local
+from vdkit.disklib.publish import local_files, publishing
+from vdkit.errors import ChainError, FormatError, NotFound, NotSupported, UsageError, VixError
+from vdkit.vmdk import (
+    Codec,
+    Disk,
+    DiskInfo,
+    DiskType,
+    Geometry,
+    StreamWriter,
+    create_disk,
+    delete_disk,
+    describe_only,
+)
 
 RAW: Final = "raw"
 #: VMDKs are whole sectors; a raw image that is not is padded with zeroes.
@@ -32,26 +42,76 @@ def allocation_map(
 
 
 def describe(
-    path: str | Path, *, source_format: str | None = None, allow_paths: Sequence[str] = ()
+    path: str | Path,
+    *,
+    source_format: str | None = None,
+    allow_paths: Sequence[str] = (),
+    allocation: bool = False,
 ) -> dict[str, Any]:
-    """The facts of a disk as data that JSON can hold; sizes in bytes. Facts that are unknown are left out."""
-    with open_local(path, source_format=source_format, allow_paths=allow_paths) as disk:
-        allocated = sum(e.length for e in disk.extents() if e.kind is ExtentKind.DATA)
+    """The facts of a disk as data that JSON can hold; sizes in bytes. Facts that are unknown are left out.
+
+    A disk that cannot be opened here, a raw device mapping for instance, is described from its descriptor,
+    and ``notes`` say why. ``stored`` is what its files, the parents' too, take of the file system.
+    ``allocation``: count what is allocated as well, for which the whole map is read; a disk whose map is
+    damaged is described without.
+    """
+    try:
+        disk = open_local(path, source_format=source_format, allow_paths=allow_paths)
+    except (NotSupported, ChainError, NotFound) as error:
+        return _described_only(Path(path), source_format, error)
+    with disk:
+        allocated = _allocated(disk) if allocation else None
         if not isinstance(disk, Disk):
-            return {
+            facts = {
                 "path": str(path),
                 "format": RAW,
                 "capacity": disk.capacity,
                 "allocated": allocated,
+                "stored": _stored([Path(path)]),
                 "sector_size": disk.sector_size,
             }
-        info = disk.info
+            return {key: value for key, value in facts.items() if value is not None}
+        return _facts(path, disk.info, allocated)
+
+
+def _allocated(disk: BlockDevice) -> int | None:
+    try:
+        return sum(e.length for e in disk.extents() if e.kind is ExtentKind.DATA)
+    except FormatError:
+        return None
+
+
+def _stored(files: Sequence[Path]) -> int:
+    """Bytes that files take; what is not there takes none."""
+    total = 0
+    for path in files:
+        with suppress(OSError):
+            total += path.lstat().st_blocks * 512
+    return total
+
+
+def _described_only(path: Path, source_format: str | None, error: VixError) -> dict[str, Any]:
+    """From the descriptor alone; raises ``error`` where there is none that can be read."""
+    info: DiskInfo | None = None
+    with suppress(VixError):
+        if (source_format or detect(path)) == "vmdk":
+            info = describe_only(FolderStore(path.parent), path.name)
+    if info is None:
+        raise error
+    facts = _facts(path, info, None)
+    if not facts.get("notes"):  # what is missing is not in its own link
+        facts["notes"] = [f"cannot be opened: {error}"]
+    return facts
+
+
+def _facts(path: str | Path, info: DiskInfo, allocated: int | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "path": str(path),
         "format": "vmdk",
         "type": info.create_type,
         "capacity": info.capacity,
         "allocated": allocated,
+        "stored": _stored(local_files(info)),
         "sector_size": info.sector_size,
         "thin": info.thin,
         "adapter": info.adapter,
@@ -157,15 +217,14 @@ def save(
         if kind is None:
             made: Any = store.create(place.name, disk.capacity)
         else:
-            asked = {"hardware_version": hardware_version, "split": split}
-            extra: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
             made = create_disk(
                 store,
                 place.name,
                 whole_sectors(disk),
                 disk_type=kind,
                 adapter=adapter,
-                **extra,
+                hardware_version=hardware_version,
+                split=split,
             )
         with made:
             result = copy(disk, made, workers=workers, progress=tell, cancel=cancel, target_is_zero=True)

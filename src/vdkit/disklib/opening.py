@@ -47,6 +47,7 @@ def open_local(
                 writable=writable,
                 single_link=single_link,
                 allow_paths=allow_paths,
+                ignore_journal=ignore_journal,
             )
         case other:
             raise UsageError(f"{path}: format {other!r} is not known", remedy="use vmdk or raw")

@@ -31,7 +31,7 @@ from vdkit.errors import (
     VixError,
     from_os_error,
 )
-from vdkit.vmdk import Disk, list_files
+from vdkit.vmdk import Disk, DiskInfo, list_files
 
 #: Ends the names of files that are not complete.
 SUFFIX: Final = ".vdkit-partial"
@@ -240,10 +240,13 @@ def _files_of(device: BlockDevice) -> list[Path]:
     """Paths of the local files that a device is read from, as far as they are known."""
     while isinstance(device, Forwarding):
         device = device.inner
-    if not isinstance(device, Disk):
-        return [Path(device.name)]
+    return local_files(device.info) if isinstance(device, Disk) else [Path(device.name)]
+
+
+def local_files(info: DiskInfo) -> list[Path]:
+    """Paths of the files of a local disk and its parents; of those beside their descriptors."""
     found = []
-    for link in device.info.links:
+    for link in info.links:
         folder = link.name.removesuffix(link.files[0])
         found += [Path(folder, name) for name in link.files]
     return found
