@@ -24,7 +24,8 @@ from admintools import (
 )
 from vdkit.block.memory import MemoryStore
 from vdkit.block.store import Store
-from vdkit.vmdk.admin import grow_disk
+from vdkit.vmdk import DiskType, create_child, open_disk
+from vdkit.vmdk.admin import AdminResult, defragment_disk, grow_disk, shrink_disk
 
 MIB = 1 << 20
 TABLE = 512 * SMALL_GRAIN
@@ -113,3 +114,65 @@ def test_growing_survives_a_failing_store(kind: str) -> None:
         lambda store: grow_disk(store, "d.vmdk", capacity),
         grown_ok(model, capacity),
     )
+
+
+def zeroed(store: Store, name: str, model: bytes, *, seed: int) -> bytes:
+    """Overwrite some grains with zeroes, as data, so that they keep their grains."""
+    rnd = random.Random(seed)
+    made = bytearray(model)
+    with open_disk(store, name, writable=True) as disk:
+        for _ in range(12):
+            start = rnd.randrange(len(model) // SMALL_GRAIN) * SMALL_GRAIN
+            end = min(len(model), start + 4 * SMALL_GRAIN)
+            disk.write_from(start, bytes(end - start))
+            made[start:end] = bytes(end - start)
+    return bytes(made)
+
+
+def compact_case(kind: str) -> tuple[MemoryStore, bytes]:
+    store = MemoryStore("m")
+    match kind:
+        case "sparse":
+            make_small(store, "d.vmdk", 40 * SMALL_GRAIN + 512)
+        case "split":
+            make_split(store, "d.vmdk", [20 * SMALL_GRAIN, 15 * SMALL_GRAIN + 512])
+        case "cowd child" | "sparse child":
+            make_small(store, "base.vmdk", 40 * SMALL_GRAIN + 512)
+            fill(store, "base.vmdk", seed=4, pieces=10)
+            create_child(
+                store,
+                "base.vmdk",
+                "d.vmdk",
+                disk_type=DiskType.VMFS_SPARSE if kind == "cowd child" else DiskType.MONOLITHIC_SPARSE,
+                grain=SMALL_GRAIN,
+            )
+        case _:
+            raise AssertionError(kind)
+    return store, zeroed(store, "d.vmdk", fill(store, "d.vmdk", seed=5), seed=6)
+
+
+@pytest.mark.parametrize("act", [shrink_disk, defragment_disk])
+@pytest.mark.parametrize("kind", ["sparse", "split", "cowd child", "sparse child"])
+def test_compacting_survives_crashes_and_failures(
+    kind: str, act: Callable[[Store, str], AdminResult]
+) -> None:
+    base, model = compact_case(kind)
+    before = files_of(base)
+
+    def check(store: MemoryStore) -> None:
+        assert content(store, "d.vmdk") == model
+
+    seen = 0
+
+    def again(store: MemoryStore) -> None:
+        nonlocal seen
+        check(store)
+        seen += 1
+        if seen % 7:
+            return
+        act(store, "d.vmdk")
+        check(store)
+        assert set(files_of(store)) == set(before)
+
+    crashes(before, lambda store: act(store, "d.vmdk"), again, lucks=1)
+    failures(before, lambda store: act(store, "d.vmdk"), check)

@@ -15,7 +15,7 @@ from vdkit.block.memory import MemoryStore
 from vdkit.errors import AlreadyExists, LimitExceeded, NotSupported, VixError
 from vdkit.vmdk import sparse
 from vdkit.vmdk.admin.sparsegrow import laid_out
-from vdkit.vmdk.admin.subject import Subject
+from vdkit.vmdk.admin.subject import BESIDE, Subject
 from vdkit.vmdk.descriptor import MAX_EXTENTS
 from vdkit.vmdk.extentline import Access, ExtentLine
 from vdkit.vmdk.header import SparseHeader
@@ -24,8 +24,6 @@ from vdkit.vmdk.names import Place, base_name, stem
 from vdkit.vmdk.split import piece_sectors
 
 _NUMBERED = re.compile(r"(.*-[sf])([0-9]{3,})\.vmdk", re.IGNORECASE)
-#: Name of a piece that is not complete yet; one that is found was left by a run that was killed.
-_BESIDE = ".vdkit-new"
 
 
 def split_size(subject: Subject, sectors: int) -> int:
@@ -95,7 +93,8 @@ class NewPieces:
         """Empty extents of the same kind as the last one."""
 
         def fill(file: WritableDevice, line: ExtentLine) -> None:
-            sparse.write_new(file, laid_out(like, line.sectors), durable=True)
+            sparse.write_new(file, laid_out(like, line.sectors))
+            file.flush()
 
         self._make(fill, _same_bytes(fill))
 
@@ -127,7 +126,7 @@ class NewPieces:
         made: list[Place] = []
         try:
             for place, line in missing:
-                beside = f"{place.name}{_BESIDE}"
+                beside = f"{place.name}{BESIDE}"
                 if place.store.exists(beside):
                     place.store.remove(beside)
                 made.append(Place(place.store, beside))

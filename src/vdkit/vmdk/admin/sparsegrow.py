@@ -61,7 +61,7 @@ class SparseGrowth:
     def __init__(
         self, file: WritableDevice, *, used: int, capacity: int, descriptor: bytes | None = None
     ) -> None:
-        """``used`` is what the extent line says now, in sectors; ``descriptor`` is an embedded one's new text.
+        """``used`` is what the extent line says now, in sectors; ``descriptor`` an embedded one's text.
 
         Refuses what cannot be done; nothing is written before :meth:`run`.
         """

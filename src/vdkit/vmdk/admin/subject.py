@@ -20,6 +20,9 @@ from vdkit.vmdk.header import SparseHeader
 from vdkit.vmdk.link import read_descriptor
 from vdkit.vmdk.names import Place, base_name, extent_place, parent_place
 
+#: Added to the name of a file that is not complete yet; one that is found was left by a run that was killed.
+BESIDE = ".vdkit-new"
+
 #: Told the bytes done and the bytes in all.
 Progress = Callable[[int, int], None]
 
