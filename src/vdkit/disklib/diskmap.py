@@ -65,20 +65,22 @@ def _placed(disk: BlockDevice, layer: Layer) -> Iterator[Placement]:
             yield Placement(start, length, kind, disk, start)
         else:
             yield Placement(start, length, kind)
-    elif kind is ExtentKind.DATA:
+    elif layer.present:
         yield from placer(disk.links[depth].device)(start, length)
     else:
         yield Placement(start, length, kind)
 
 
 def _entry(layer: Layer, place: Placement) -> MapEntry:
-    data = layer.extent.kind is ExtentKind.DATA
+    # A hole of a flat extent is data that is zero, in qemu's words; one of a raw image is not data.
+    zero = layer.extent.kind is not ExtentKind.DATA
+    data = place.kind is ExtentKind.DATA
     entry = MapEntry(
         start=place.offset,
         length=place.length,
         depth=layer.depth,
         present=layer.present,
-        zero=not data,
+        zero=zero,
         data=data,
         compressed=data and place.file is None,
     )
@@ -89,13 +91,9 @@ def _entry(layer: Layer, place: Placement) -> MapEntry:
 
 
 def _goes_on(last: MapEntry, entry: MapEntry) -> bool:
-    if (last["depth"], last["present"], last["zero"], last["compressed"]) != (
-        entry["depth"],
-        entry["present"],
-        entry["zero"],
-        entry["compressed"],
-    ):
-        return False
+    for key in ("depth", "present", "zero", "data", "compressed"):
+        if last[key] != entry[key]:
+            return False
     if "offset" not in last or "offset" not in entry:
         return "offset" not in last and "offset" not in entry
     return last["offset"] + last["length"] == entry["offset"] and last["filename"] == entry["filename"]
