@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from vdkit.block.chain import Chain
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
-from vdkit.block.extent import Extent
+from vdkit.block.extent import Extent, ExtentKind
 from vdkit.block.forward import close_all
-from vdkit.errors import ReadOnly
+from vdkit.errors import CorruptDisk, ReadOnly
 from vdkit.vmdk.cid import new_cid
 from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.embedded import rewrite_embedded
@@ -94,7 +94,28 @@ class Disk(BaseWritableDevice):
         self._device.read_many(pieces)
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
-        return self._device.extents(offset, length)
+        return self._believable(self._device.extents(offset, length))
+
+    def _believable(self, extents: Iterator[Extent]) -> Iterator[Extent]:
+        """Refuse a map of more data than the files can hold, before anybody copies by it.
+
+        Tables whose entries name one grain many times make terabytes of a file of some KiB.
+        """
+        held, most = 0, 0
+        for extent in extents:
+            if extent.kind is ExtentKind.DATA:
+                held += extent.length
+                if held > most:
+                    most = sum(
+                        most_data(part) for link in self._links for part in link.parts or (link.device,)
+                    )
+                    if held > most:
+                        raise CorruptDisk(
+                            f"{self._name}: its map has more data than its files can hold: "
+                            "entries of its tables name the same grains more than once",
+                            remedy="check the disk (vdkit check); single ranges of it can still be read",
+                        )
+            yield extent
 
     def layers(self) -> Iterator[tuple[Extent, int]]:
         """The map with the number of the link that answers for each run; see :meth:`Chain.layers`."""
@@ -135,6 +156,12 @@ class Disk(BaseWritableDevice):
         leaf = self._links[0]
         leaf.descriptor.set_cid(new_cid())
         write_descriptor(leaf)
+
+
+def most_data(extent: BlockDevice) -> int:
+    """Bytes of the disk that an extent file can hold at most."""
+    known = getattr(extent, "most_data", None)
+    return extent.capacity if known is None else int(known)
 
 
 def write_descriptor(link: Link) -> None:

@@ -75,7 +75,8 @@ def parse_extent_line(text: str, where: str) -> ExtentLine:
             raise FormatError(f"{where}: extent line {text[:80]!r} has no complete file name in quotes")
         rest = tail.split()
     offset: int | None = None
-    if quote and rest and _NUMBER.fullmatch(rest[0]):
+    # A number that is too long must not pass for a word: the extent would begin somewhere else.
+    if quote and rest and re.match(r"[-+]?[0-9]", rest[0]):
         offset = _number(rest[0], where, "offset")
         rest = rest[1:]
     return ExtentLine(access, sectors, kind, name, offset, " ".join(rest))

@@ -207,6 +207,11 @@ class GrainExtent(BaseWritableDevice):
         return map_extents(self._map_runs(offset, length), self._kind)
 
     @property
+    def most_data(self) -> int:
+        """Bytes that the file can hold: each grain lies in it once."""
+        return self._file.capacity + self._grain
+
+    @property
     def place_unit(self) -> int | None:
         return self._grain
 

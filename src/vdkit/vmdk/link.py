@@ -9,18 +9,26 @@ descriptor versions (1 to 4; readers differ on those above 1) and of devices beh
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from vdkit.block.device import BlockDevice, WritableDevice
 from vdkit.block.forward import close_all
-from vdkit.errors import CorruptDisk, FormatError, NotADisk, NotSupported, UnsupportedVersion
+from vdkit.errors import (
+    CorruptDisk,
+    FormatError,
+    LimitExceeded,
+    NotADisk,
+    NotSupported,
+    UnsupportedVersion,
+)
 from vdkit.vmdk import cowd, sesparse
 from vdkit.vmdk.cid import NO_PARENT
 from vdkit.vmdk.cowd import CowdExtent
 from vdkit.vmdk.descriptor import MAX_DESCRIPTOR, Descriptor
-from vdkit.vmdk.extentline import Access, ExtentLine
+from vdkit.vmdk.extentline import MAX_SECTORS, Access, ExtentLine
 from vdkit.vmdk.flat import FlatExtent, ZeroExtent
 from vdkit.vmdk.header import GD_AT_END, MAGIC, UNFINISHED_MAGIC, SparseHeader, check_descriptor_area
 from vdkit.vmdk.kinds import SECTOR, ExtentForm, check_create_type, extent_form, is_on_device
@@ -42,7 +50,7 @@ _VERSIONS = range(1, 5)
 class Link:
     """``device`` holds the bytes; ``header`` is that of the file the descriptor is embedded in, if it is.
 
-    ``identity`` is equal for two names of one file.
+    ``parts`` are the extents that ``device`` consists of; ``identity`` is equal for two names of one file.
     """
 
     place: Place
@@ -53,6 +61,7 @@ class Link:
     unclean: bool
     notes: list[str] = field(default_factory=list)
     identity: object = None
+    parts: tuple[BlockDevice, ...] = ()
 
     @property
     def has_parent(self) -> bool:
@@ -125,6 +134,8 @@ def check_openable(descriptor: Descriptor, where: str) -> list[str]:
     lines = descriptor.extents
     if not lines or any(line.sectors == 0 for line in lines):
         raise FormatError(f"{where}: the descriptor names no extents, or empty ones")
+    if descriptor.sectors > MAX_SECTORS:
+        raise LimitExceeded(f"{where}: {descriptor.sectors} sectors are over the limit of {MAX_SECTORS}")
     for line in lines:
         extent_form(line.type, where)
         if line.access is Access.NOACCESS:
@@ -190,7 +201,9 @@ def open_link(
         device = devices[0] if len(devices) == 1 else Pieces(devices, name=str(place), writable=writable)
         undo.pop_all()
     notes += opener.notes
-    return Link(place, descriptor, device, header, tuple(files), opener.unclean, notes, identity)
+    return Link(
+        place, descriptor, device, header, tuple(files), opener.unclean, notes, identity, tuple(devices)
+    )
 
 
 def _extent_target(
@@ -222,7 +235,7 @@ class _Opener:
         self._recover = recover
         self._durable = durable
         self._ignore_journal = ignore_journal
-        self._tables: set[str] = set()
+        self._taken: dict[object, list[tuple[int, int]]] = {}
         self.unclean = False
         self.notes: list[str] = []
 
@@ -242,24 +255,34 @@ class _Opener:
         write = self._writable and line.access is Access.RW
         file: BlockDevice = target.store.open_writable(target.name) if write else target.open()
         try:
-            return self._extent_of(file, line)
+            return self._extent_of(file, line, file_identity(file, target))
         except BaseException:
             file.close()
             raise
 
-    def _extent_of(self, file: BlockDevice | WritableDevice, line: ExtentLine) -> BlockDevice:
+    def _extent_of(
+        self, file: BlockDevice | WritableDevice, line: ExtentLine, identity: object
+    ) -> BlockDevice:
         capacity = line.sectors * SECTOR
         if extent_form(line.type, str(self._place)) in (ExtentForm.FLAT, ExtentForm.DEVICE):
             if self._has_parent:
                 raise FormatError(f"{self._place}: a flat extent holds everything and cannot have a parent")
             start = (line.offset_sectors or 0) * SECTOR
+            self._take(identity, start, start + capacity, file.name)
             return FlatExtent(file, start=start, capacity=capacity, durable=self._durable)
-        if file.name in self._tables:
-            raise FormatError(f"{self._place}: extent file {file.name} is named twice")
-        self._tables.add(file.name)
+        self._take(identity, 0, MAX_SECTORS * SECTOR, file.name)
         if line.offset_sectors:
             raise FormatError(f"{self._place}: sparse extent {line.file_name!r} has an offset")
         return self._sparse_of(file, capacity)
+
+    def _take(self, identity: object, start: int, end: int, name: str) -> None:
+        """Note that an extent lies there; on the same bytes there can be no other."""
+        taken = self._taken.setdefault(identity, [])
+        at = bisect.bisect(taken, (start, end))
+        for other_start, other_end in taken[max(0, at - 1) : at + 1]:
+            if start < other_end and other_start < end:
+                raise FormatError(f"{self._place}: two of its extents overlap in {name}")
+        taken.insert(at, (start, end))
 
     def _sparse_of(self, file: BlockDevice | WritableDevice, capacity: int) -> BlockDevice:
         """By its first bytes: extents of one type have been seen under the name of another."""

@@ -221,6 +221,11 @@ class StreamExtent(BaseDevice):
         return map_runs(self._tables, offset, length, self._grain, self._tables.table)
 
     @property
+    def most_data(self) -> int:
+        """Bytes that the file can hold: a grain takes at least one sector."""
+        return self._file.capacity // SECTOR * self._grain
+
+    @property
     def place_unit(self) -> int | None:
         return self._grain
 
