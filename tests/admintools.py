@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
@@ -283,3 +283,32 @@ def fill(store: Store, name: str, *, seed: int, pieces: int = 40, longest: int =
         disk.write_from(last, b"e")
         model[last] = ord("e")
     return bytes(model)
+
+
+def crashes(
+    before: Files, act: Callable[[Store], object], check: Callable[[MemoryStore], None], *, lucks: int = 3
+) -> int:
+    """Run ``act`` once, then ``check`` what a crash behind each of its steps leaves; how many steps."""
+    recorded = RecordingStore(store_of(before))
+    act(recorded)
+    assert recorded.steps
+    for count in range(len(recorded.steps) + 1):
+        for luck in range(lucks):
+            check(after_crash(before, recorded.steps[:count], random.Random(1000 * count + luck)))
+    return len(recorded.steps)
+
+
+def failures(before: Files, act: Callable[[Store], object], check: Callable[[MemoryStore], None]) -> None:
+    """Run ``act`` with each of its steps refused in turn, then ``check``."""
+    at = 0
+    while True:
+        inner = store_of(before)
+        try:
+            act(RecordingStore(inner, fails_at=at))
+        except Refused:
+            check(inner)
+            at += 1
+            continue
+        check(inner)
+        assert at
+        return

@@ -9,18 +9,15 @@ import pytest
 
 from admintools import (
     SMALL_GRAIN,
-    Files,
-    RecordingStore,
-    Refused,
-    after_crash,
     content,
+    crashes,
+    failures,
     files_of,
     fill,
     make_flat,
     make_small,
     make_split,
     make_split_flat,
-    store_of,
 )
 from vdkit.block.memory import MemoryStore
 from vdkit.block.store import Store
@@ -29,35 +26,6 @@ from vdkit.vmdk.admin import AdminResult, defragment_disk, grow_disk, shrink_dis
 
 MIB = 1 << 20
 TABLE = 512 * SMALL_GRAIN
-
-
-def crashes(
-    before: Files, act: Callable[[Store], object], check: Callable[[MemoryStore], None], *, lucks: int = 3
-) -> int:
-    """Run ``act`` once, then ``check`` what a crash behind each of its steps leaves; how many steps."""
-    recorded = RecordingStore(store_of(before))
-    act(recorded)
-    assert recorded.steps
-    for count in range(len(recorded.steps) + 1):
-        for luck in range(lucks):
-            check(after_crash(before, recorded.steps[:count], random.Random(1000 * count + luck)))
-    return len(recorded.steps)
-
-
-def failures(before: Files, act: Callable[[Store], object], check: Callable[[MemoryStore], None]) -> None:
-    """Run ``act`` with each of its steps refused in turn, then ``check``."""
-    at = 0
-    while True:
-        inner = store_of(before)
-        try:
-            act(RecordingStore(inner, fails_at=at))
-        except Refused:
-            check(inner)
-            at += 1
-            continue
-        check(inner)
-        assert at
-        return
 
 
 def grown_ok(model: bytes, capacity: int) -> Callable[[MemoryStore], None]:
