@@ -10,10 +10,10 @@ import random
 import struct
 
 import pytest
-from crashtools import RecordingStore, Versions, after_crash, contents, cuts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crashtools import RecordingStore, Versions, after_crash, contents, cuts
 from vdkit.block.memory import MemoryStore
 from vdkit.errors import CorruptDisk, NotADisk, NotFound
 from vdkit.vmdk import Disk, DiskType, StreamWriter, create_child, create_disk, open_disk

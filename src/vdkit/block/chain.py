@@ -239,10 +239,22 @@ class Chain(BaseWritableDevice):
                     if extent.kind is ExtentKind.ZERO:
                         continue
                     if run.kind is ExtentKind.DATA:
-                        self._write_zero_bytes(leaf, extent.offset, extent.length)
+                        self._hide(leaf, extent.offset, extent.length)
                     elif extent.kind is ExtentKind.DATA:
                         with self._grains.alone():
                             leaf.write_zeroes(extent.offset, extent.length)
+
+    def _hide(self, leaf: WritableDevice, offset: int, length: int) -> None:
+        """Zeroes over a parent's data: a leaf that hides it under whole grains need not store them."""
+        end = offset + length
+        first = min(end, -(-offset // self._unit) * self._unit)
+        last = max(first, end if end == self.capacity else end // self._unit * self._unit)
+        if not getattr(leaf, "zeroes_hide_parent", False):
+            first = last = end
+        self._write_zero_bytes(leaf, offset, first - offset)
+        if first < last:
+            leaf.write_zeroes(first, last - first)
+        self._write_zero_bytes(leaf, last, end - last)
 
     def _write_zero_bytes(self, leaf: WritableDevice, offset: int, length: int) -> None:
         end = offset + length

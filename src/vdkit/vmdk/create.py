@@ -20,11 +20,11 @@ from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.disk import Disk
 from vdkit.vmdk.extentline import Access, ExtentLine, check_text
 from vdkit.vmdk.header import SparseHeader
-from vdkit.vmdk.kinds import MAX_DISK_SECTORS, SECTOR, DiskType
+from vdkit.vmdk.kinds import SECTOR, DiskType
 from vdkit.vmdk.names import Place, base_name, hint_for, stem
 from vdkit.vmdk.open import open_created, open_disk
 from vdkit.vmdk.split import Piece, piece_sectors, pieces
-from vdkit.vmdk.template import Parent, base_ddb, new_descriptor
+from vdkit.vmdk.template import Parent, base_ddb, disk_sectors, new_descriptor
 from vdkit.vmdk.textfile import write_text
 
 _FLAT = (DiskType.MONOLITHIC_FLAT, DiskType.SPLIT_FLAT, DiskType.VMFS_FLAT, DiskType.VMFS_THIN)
@@ -55,7 +55,7 @@ def create_disk(
     cannot hold it, NotSupported for types that are written another way.
     """
     place = Place(store, name)
-    sectors = _sectors(capacity, str(place))
+    sectors = disk_sectors(capacity, str(place))
     check_text(name, "disk name")
     _check_options(place, disk_type, split=split, grain=grain, preallocate=preallocate)
     cid = new_cid()
@@ -118,15 +118,6 @@ def create_child(
     descriptor = _described(child, disk_type, plan, cid, {"longContentID": long_id}, link)
     with _making(child.store) as made:
         _make(made, child, plan, descriptor, preallocate=False, durable=durable)
-
-
-def _sectors(capacity: int, where: str) -> int:
-    sectors = capacity // SECTOR
-    if capacity % SECTOR or sectors <= 0:
-        raise UsageError(f"{where}: a capacity of {capacity} bytes is not a positive multiple of {SECTOR}")
-    if sectors > MAX_DISK_SECTORS:
-        raise LimitExceeded(f"{where}: a disk of {capacity} bytes is over the limit of 62 TiB")
-    return sectors
 
 
 def _check_options(

@@ -29,6 +29,8 @@ class Pieces(BaseWritableDevice):
         self._placers = {id(extent): placer(extent) for extent in extents}
         #: Grain of the coarsest extent: what a chain completes before it writes.
         self.write_unit = max(int(getattr(extent, "write_unit", 1)) for extent in extents)
+        #: True if zeroes written over whole grains hide what a parent has there.
+        self.zeroes_hide_parent = all(getattr(extent, "zeroes_hide_parent", False) for extent in extents)
         if writable and any(start % self.write_unit for start in self._starts):
             raise NotSupported(
                 f"{name}: its extents do not begin at whole grains of {self.write_unit} bytes, "

@@ -28,8 +28,6 @@ from vdkit.vmdk.header import (
     FLAG_MARKERS,
     FLAG_NEWLINES,
     GD_AT_END,
-    MAX_CAPACITY_SECTORS,
-    MAX_TABLES,
     UNFINISHED_MAGIC,
     SparseHeader,
 )
@@ -37,7 +35,7 @@ from vdkit.vmdk.kinds import SECTOR, DiskType
 from vdkit.vmdk.names import base_name
 from vdkit.vmdk.sparse import DESCRIPTOR_SECTORS
 from vdkit.vmdk.tables import u32_bytes
-from vdkit.vmdk.template import Parent, base_ddb, new_descriptor
+from vdkit.vmdk.template import Parent, base_ddb, disk_sectors, new_descriptor
 
 GRAIN_SECTORS = 128
 GRAIN = GRAIN_SECTORS * SECTOR
@@ -77,6 +75,8 @@ class StreamWriter:
         parent_cid: int | None = None,
         parent_hint: str | None = None,
         adapter: str = "lsilogic",
+        hardware_version: int | None = None,
+        sector_size: int = SECTOR,
         cid: int | None = None,
         ddb: Mapping[str, str] | None = None,
         durable: bool = True,
@@ -92,7 +92,17 @@ class StreamWriter:
         self.cid = new_cid() if cid is None else cid
         self._compress = compressor(codec, level)
         self._zero_record = b"".join(self._record(0, memoryview(bytes(GRAIN)))) if self._parent else b""
-        descriptor = self._descriptor(name, adapter, ddb or {})
+        if self._parent is None:
+            base = base_ddb(
+                self._header.capacity,
+                adapter,
+                self.cid,
+                hardware_version=hardware_version,
+                sector_size=sector_size,
+            )
+        else:
+            base = {"longContentID": new_long_id(self.cid)}
+        descriptor = self._descriptor(name, {**base, **(ddb or {})})
         self._directory = array("I", bytes(self._header.tables * 4))
         self._group = -1
         self._table = array("I", bytes(ENTRIES_PER_TABLE * 4))
@@ -110,18 +120,13 @@ class StreamWriter:
             self.abort()
             raise
 
-    def _descriptor(self, name: str, adapter: str, extra: Mapping[str, str]) -> bytes:
-        sectors = self.capacity // SECTOR
-        if self._parent is None:
-            ddb = base_ddb(sectors, adapter, self.cid)
-        else:
-            ddb = {"longContentID": new_long_id(self.cid)}
+    def _descriptor(self, name: str, ddb: Mapping[str, str]) -> bytes:
         made = new_descriptor(
             where=self.name,
             create_type=DiskType.STREAM_OPTIMIZED.value,
-            extents=[ExtentLine(Access.RW, sectors, "SPARSE", base_name(name))],
+            extents=[ExtentLine(Access.RW, self._header.capacity, "SPARSE", base_name(name))],
             cid=self.cid,
-            ddb={**ddb, **extra},
+            ddb=ddb,
             parent=self._parent,
         ).to_bytes()
         room = DESCRIPTOR_SECTORS * SECTOR
@@ -273,13 +278,10 @@ class StreamWriter:
 
 
 def _header(capacity: int, where: str) -> SparseHeader:
-    sectors = capacity // SECTOR
-    if capacity % SECTOR or not 0 < sectors <= MAX_CAPACITY_SECTORS:
-        raise UsageError(f"{where}: a capacity of {capacity} bytes is not a positive multiple of {SECTOR}")
-    header = SparseHeader(
+    return SparseHeader(
         version=3,
         flags=FLAG_NEWLINES | FLAG_COMPRESSED | FLAG_MARKERS,
-        capacity=sectors,
+        capacity=disk_sectors(capacity, where),
         grain=GRAIN_SECTORS,
         descriptor=1,
         descriptor_sectors=DESCRIPTOR_SECTORS,
@@ -288,9 +290,6 @@ def _header(capacity: int, where: str) -> SparseHeader:
         overhead=_FIRST_SECTOR,
         compression=COMPRESS_DEFLATE,
     )
-    if header.tables > MAX_TABLES:
-        raise LimitExceeded(f"{where}: {header.tables} grain tables are over the limit of {MAX_TABLES}")
-    return header
 
 
 def _parent(cid: int | None, hint: str | None, where: str) -> Parent | None:

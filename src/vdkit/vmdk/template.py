@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vdkit.errors import UsageError
+from vdkit.errors import LimitExceeded, UsageError
 from vdkit.vmdk.cid import NO_PARENT, format_cid, new_long_id, new_uuid
 from vdkit.vmdk.descriptor import SIGNATURE, Descriptor
 from vdkit.vmdk.extentline import ExtentLine, check_text
-from vdkit.vmdk.kinds import SECTOR, geometry_for
+from vdkit.vmdk.kinds import MAX_DISK_SECTORS, SECTOR, geometry_for
 
 HARDWARE_VERSION = 10
 #: Virtual hardware that a disk can be made for, and sizes of the sector that a guest can see.
@@ -27,6 +27,16 @@ class Parent:
 
     cid: int
     hint: str
+
+
+def disk_sectors(capacity: int, where: str) -> int:
+    """Sectors of a disk to be made of ``capacity`` bytes. Raises UsageError, LimitExceeded."""
+    sectors = capacity // SECTOR
+    if capacity % SECTOR or sectors <= 0:
+        raise UsageError(f"{where}: a capacity of {capacity} bytes is not a positive multiple of {SECTOR}")
+    if sectors > MAX_DISK_SECTORS:
+        raise LimitExceeded(f"{where}: a disk of {capacity} bytes is over the limit of 62 TiB")
+    return sectors
 
 
 def new_descriptor(
