@@ -62,8 +62,9 @@ def receive_stream(
                         scope.token.check()
                     if progress is not None:
                         progress(min(reader.capacity, (batch[-1].number + 1) * reader.grain), reader.capacity)
-                batches.close()
             finally:
+                # Where the stream broke off as well: the workers wait for the next batch.
+                batches.close()
                 unsubscribe()
         target.flush()
     if reader.summary is None:
