@@ -21,6 +21,7 @@ from vdkit.block.copy import CopyResult
 from vdkit.block.device import BlockDevice, WritableDevice
 from vdkit.block.workers import CancelToken
 from vdkit.disklib import hosted
+from vdkit.disklib.configuration import Configuration
 from vdkit.disklib.constants import DiskType, OpenFlags, check_flags, compression_name
 from vdkit.disklib.filehandle import open_file_handle
 from vdkit.disklib.handle import DiskHandle, Progress
@@ -31,7 +32,7 @@ from vdkit.errors import ChainError, Closed, NotFound, NotSupported, UsageError,
 from vdkit.net.secret import Secret
 from vdkit.net.trust import Trust
 from vdkit.transports.nfc import CompressionName as Compression
-from vdkit.transports.nfc import Mode, NfcTarget, open_nfc
+from vdkit.transports.nfc import Mode, NfcTarget, Timeouts, open_nfc
 from vdkit.vsphere.inventory import find_machine
 from vdkit.vsphere.model import VirtualDisk, VirtualMachine
 from vdkit.vsphere.session import DEFAULT_PORT, DEFAULT_TIMEOUT, Session
@@ -72,8 +73,16 @@ class Retry:
 class Connection:
     """See the module; made by :func:`connect`. Close the disks before it."""
 
-    def __init__(self, session: Session | None, vm: VirtualMachine | None, *, owns_session: bool) -> None:
+    def __init__(
+        self,
+        session: Session | None,
+        vm: VirtualMachine | None,
+        *,
+        owns_session: bool,
+        configuration: Configuration | None = None,
+    ) -> None:
         self._session, self._vm, self._owns = session, vm, owns_session
+        self._timeouts = None if configuration is None else configuration.timeouts
         self._closed = False
 
     @property
@@ -145,6 +154,7 @@ class Connection:
             mode=mode,
             compression=compression,
             retry=retry or Retry(),
+            timeouts=self._timeouts,
             cancel=cancel,
         )
         known = next((d for d in self._vm.disks if path == d.file or path in d.parents), None)
@@ -205,10 +215,20 @@ class Connection:
             allow_paths=allow_paths,
         )
 
-    def rename(self, source: str | Path, target: str | Path) -> None:
-        """Rename or move a disk's files. Raises AlreadyExists, NotFound."""
+    def rename(
+        self,
+        source: str | Path,
+        target: str | Path,
+        *,
+        force: bool = False,
+        allow_paths: Sequence[str] = (),
+    ) -> None:
+        """Rename or move a disk's files, that of somebody's parent with ``force`` only.
+
+        Raises AlreadyExists, NotFound, NotSupported.
+        """
         self._check_local("rename")
-        hosted.rename(source, target)
+        hosted.rename(source, target, force=force, allow_paths=allow_paths)
 
     def unlink(self, path: str | Path) -> None:
         """Remove the files of a disk, not those of its parents."""
@@ -283,15 +303,20 @@ class Connection:
         self.close()
 
 
-def connect(params: ConnectParams | None = None) -> Connection:
-    """A local connection, or one to the machine of ``params``. Raises what login and finding it raise."""
+def connect(params: ConnectParams | None = None, *, configuration: Configuration | None = None) -> Connection:
+    """A local connection, or one to the machine of ``params``. Raises what login and finding it raise.
+
+    ``configuration`` is a file of VixDiskLib's; a connection to a host takes its time-outs.
+    """
     if params is None:
         return Connection(None, None, owns_session=False)
     session = Session.login(
         params.host, params.port, params.user, params.password, params.trust, timeout=params.timeout
     )
     try:
-        return Connection(session, find_machine(session, params.vm), owns_session=True)
+        return Connection(
+            session, find_machine(session, params.vm), owns_session=True, configuration=configuration
+        )
     except BaseException:
         session.close()
         raise
@@ -330,6 +355,7 @@ def open_remote(
     compression: Compression = "none",
     device_key: int | None = None,
     retry: Retry | None = None,
+    timeouts: Timeouts | None = None,
     cancel: CancelToken | None = None,
 ) -> ResumingDisk:
     """A disk of a machine over NFC, opened again with a new ticket when it fails for a passing reason.
@@ -345,7 +371,7 @@ def open_remote(
     def opener() -> BlockDevice | WritableDevice:
         ticket = disk_ticket(session, vm, key, writable=True) if writable and key is not None else None
         target = _target(ticket or read_ticket(session, vm), path)
-        return open_nfc(target, mode=mode, writable=writable, compression=compression)
+        return open_nfc(target, mode=mode, writable=writable, compression=compression, timeouts=timeouts)
 
     return ResumingDisk(
         opener,

@@ -258,11 +258,15 @@ class DiskHandle(Forwarding):
     # -- the whole disk --------------------------------------------------------------------------
 
     def space_needed_for_clone(self, disk_type: DiskType = DiskType.UNKNOWN) -> int:
-        """Bytes that a full copy of that type takes at most; UNKNOWN is the disk's own type."""
+        """Bytes that a full copy of that type takes at most; UNKNOWN is the disk's own type.
+
+        Raises NotSupported for the own type of a disk that has none: a raw image, or one behind a host.
+        """
         from vdkit.vmdk.admin import space_needed
 
         wanted = None if disk_type is DiskType.UNKNOWN else disk_type.vmdk
-        return space_needed(self._local_disk("size a copy of"), wanted)
+        self._check_open()
+        return space_needed(self._inner, wanted)
 
     def shrink(self, progress: Progress | None = None, cancel: CancelToken | None = None) -> None:
         """Give grains that are all zero back. The handle must be idle; it goes on afterwards."""
@@ -279,12 +283,14 @@ class DiskHandle(Forwarding):
             defragment_disk(store, name, allow_paths=allow, progress=progress, cancel=cancel)
 
     @contextmanager
-    def set_aside(self, what: str) -> Iterator[tuple[FolderStore, str, tuple[str, ...]]]:
+    def set_aside(
+        self, what: str, *, writing: bool = True
+    ) -> Iterator[tuple[FolderStore, str, tuple[str, ...]]]:
         """The disk closed for a while, so that its files can be rewritten; nobody else gets in."""
         self._local_disk(what)
         origin = self._origin
         assert origin is not None
-        if not self._writable:
+        if writing and not self._writable:
             raise ReadOnly(f"{self._name}: opened read-only", remedy="open it without READ_ONLY")
         self._requests.wait()
         with self._idle:

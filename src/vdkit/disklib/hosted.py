@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from vdkit.block.copy import CopyResult
 from vdkit.block.device import BlockDevice
@@ -19,7 +19,7 @@ from vdkit.block.local import FolderStore
 from vdkit.block.workers import CancelToken
 from vdkit.disklib.constants import SECTOR_SIZE, AdapterType, DiskType, HwVersion
 from vdkit.disklib.handle import DiskHandle, Origin, Progress
-from vdkit.disklib.local import hardware_ddb, save
+from vdkit.disklib.local import save
 from vdkit.disklib.publish import publishing
 from vdkit.errors import ChainError, CorruptDisk, NotSupported, UsageError, VixError
 from vdkit.vmdk import Disk, StreamWriter, create_disk, delete_disk
@@ -28,9 +28,6 @@ from vdkit.vmdk import create_child as make_child
 
 if TYPE_CHECKING:
     from vdkit.vmdk.check import CheckReport
-
-#: Ends the name of the file that takes what a repair in place changes.
-UNDO_SUFFIX: Final = ".vdkit-undo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +60,13 @@ def create(path: str | Path, params: CreateParams, progress: Progress | None = N
     place = Path(path)
     with publishing(place) as store:
         if kind is VmdkType.STREAM_OPTIMIZED:
-            _refuse_sectors(path, params)
             with StreamWriter(
                 store,
                 place.name,
                 capacity,
                 adapter=params.adapter_type.text,
-                ddb=hardware_ddb(params.hw_version),
+                hardware_version=int(params.hw_version),
+                sector_size=params.logical_sector_size,
             ) as writer:
                 writer.finish()
         else:
@@ -85,11 +82,6 @@ def create(path: str | Path, params: CreateParams, progress: Progress | None = N
                 _set_physical(disk, params)
     if progress is not None:
         progress(capacity, capacity)
-
-
-def _refuse_sectors(path: str | Path, params: CreateParams) -> None:
-    if params.logical_sector_size != SECTOR_SIZE or params.physical_sector_size not in (0, SECTOR_SIZE):
-        raise NotSupported(f"{path}: this type of disk has sectors of {SECTOR_SIZE} bytes")
 
 
 def _set_physical(disk: Disk, params: CreateParams) -> None:
@@ -167,14 +159,23 @@ def grow(
     )
 
 
-def rename(source: str | Path, target: str | Path) -> None:
+def rename(
+    source: str | Path, target: str | Path, *, force: bool = False, allow_paths: Sequence[str] = ()
+) -> None:
     """Rename a disk's files, or move them to another folder; nothing is replaced."""
     from vdkit.vmdk.admin import rename_disk
 
     old_store, old = split_path(source)
     new_store, new = split_path(target)
     same = Path(old_store.name).samefile(new_store.name)
-    rename_disk(old_store, old, new, target_store=None if same else new_store)
+    rename_disk(
+        old_store,
+        old,
+        new,
+        target_store=None if same else new_store,
+        force=force,
+        allow_paths=allow_paths,
+    )
 
 
 def unlink(path: str | Path) -> None:
@@ -195,11 +196,13 @@ def attach(parent: DiskHandle, child: DiskHandle) -> None:
     from vdkit.vmdk.admin import attach_disk
 
     try:
-        above, below = local_origin(child, "attach"), local_origin(parent, "attach to")
+        leaf, base = local_origin(child, "attach"), local_origin(parent, "attach to")
         check_attach(parent, child)
-        with child.set_aside("attach"):
+        with child.set_aside("attach", writing=False):
             parent.close()
-            attach_disk(below.store, below.name, above.name, child_store=above.store)
+            attach_disk(
+                leaf.store, base.name, leaf.name, parent_store=base.store, allow_paths=leaf.allow_paths
+            )
     finally:
         with suppress(VixError):
             parent.close()
@@ -224,7 +227,7 @@ def check_repair(
     if report.verdict.value == "clean":
         return report
     if repair:
-        repair_disk(store, name, in_place=True, undo=f"{name}{UNDO_SUFFIX}")
+        repair_disk(store, name, in_place=True, allow_paths=allow_paths, cancel=cancel)
         report = check_disk(store, name, allow_paths=allow_paths, cancel=cancel)
     if report.verdict.value == "corrupt":
         first = next(f for f in report.findings if f.severity.value == "error")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from vdkit.block.copy import CopyProgress, CopyResult, copy
-from vdkit.block.device import BlockDevice
+from vdkit.block.device import BlockDevice, WritableDevice
 from vdkit.block.extent import ExtentKind
 from vdkit.block.local import FolderStore
+from vdkit.block.store import Store
 from vdkit.block.workers import CancelToken
 from vdkit.disklib.diskmap import MapEntry, map_entries
 from vdkit.disklib.opening import detect, open_local
@@ -29,6 +31,8 @@ from vdkit.vmdk import (
 )
 
 RAW: Final = "raw"
+#: Standard input or output in the place of a path.
+PIPE: Final = "-"
 #: VMDKs are whole sectors; a raw image that is not is padded with zeroes.
 SECTOR: Final = 512
 
@@ -149,8 +153,34 @@ def convert(
     progress: Callable[[int, int], None] | None = None,
     cancel: CancelToken | None = None,
 ) -> CopyResult:
-    """Copy a disk, all its links as one, to a new disk of another type. See :func:`save`."""
+    """Copy a disk, all its links as one, to a new disk of another type. See :func:`save`.
+
+    The source ``-`` is a streamOptimized disk from standard input, the target ``-`` one to standard output.
+    """
+    if str(source) == PIPE:
+        return _convert_input(
+            target,
+            to=to,
+            adapter=adapter,
+            hardware_version=hardware_version,
+            split=split,
+            overwrite=overwrite,
+            workers=workers,
+            progress=progress,
+            cancel=cancel,
+        )
     with open_local(source, source_format=source_format, allow_paths=allow_paths) as disk:
+        if str(target) == PIPE:
+            return _convert_to_output(
+                disk,
+                to,
+                adapter=adapter,
+                hardware_version=hardware_version,
+                fast=fast,
+                workers=workers,
+                progress=progress,
+                cancel=cancel,
+            )
         return save(
             disk,
             target,
@@ -164,6 +194,22 @@ def convert(
             progress=progress,
             cancel=cancel,
         )
+
+
+def _convert_input(target: str | Path, **options: Any) -> CopyResult:
+    from vdkit.disklib.streaming import load_stream
+
+    if str(target) == PIPE:
+        raise UsageError("from standard input to standard output there is nothing to convert")
+    return load_stream(sys.stdin.buffer, target, **options)
+
+
+def _convert_to_output(disk: BlockDevice, to: str | DiskType, **options: Any) -> CopyResult:
+    from vdkit.disklib.streaming import save_stream
+
+    if kind_of(to) is not DiskType.STREAM_OPTIMIZED:
+        raise UsageError("only a streamOptimized disk can be written to standard output", remedy="use it")
+    return save_stream(disk, sys.stdout.buffer, **options)
 
 
 def save(
@@ -188,9 +234,7 @@ def save(
     (:mod:`vdkit.disklib.publish`): whatever ends it early leaves no half disk. Nothing is replaced unless
     ``overwrite`` asks for it. Raises AlreadyExists, and what opening, reading and writing raise.
     """
-    kind = _kind(to)
-    if kind is DiskType.VMFS_SPARSE:
-        raise UsageError(f"{target}: a vmfsSparse disk is a delta and cannot hold a whole disk")
+    kind = kind_of(to)
     place = Path(target)
 
     def tell(state: CopyProgress) -> None:
@@ -207,33 +251,55 @@ def save(
                 capacity,
                 codec=codec,
                 adapter=adapter,
-                ddb=hardware_ddb(hardware_version),
+                hardware_version=hardware_version,
             ) as writer:
                 result = copy(
                     disk, writer, workers=workers, progress=tell, cancel=cancel, target_is_zero=True
                 )
                 writer.finish()
                 return result
-        if kind is None:
-            made: Any = store.create(place.name, disk.capacity)
-        else:
-            made = create_disk(
-                store,
-                place.name,
-                whole_sectors(disk),
-                disk_type=kind,
-                adapter=adapter,
-                hardware_version=hardware_version,
-                split=split,
-            )
-        with made:
+        with new_disk(
+            store,
+            place.name,
+            disk.capacity,
+            kind,
+            adapter=adapter,
+            hardware_version=hardware_version,
+            split=split,
+        ) as made:
             result = copy(disk, made, workers=workers, progress=tell, cancel=cancel, target_is_zero=True)
             made.flush()
             return result
 
 
-def _kind(to: str | DiskType) -> DiskType | None:
+def new_disk(
+    store: Store,
+    name: str,
+    capacity: int,
+    kind: DiskType | None,
+    *,
+    adapter: str,
+    hardware_version: int | None,
+    split: int | None,
+) -> WritableDevice:
+    """An empty disk, or raw image if ``kind`` is None, of at least ``capacity`` bytes."""
+    if kind is None:
+        return store.create(name, capacity)
+    return create_disk(
+        store,
+        name,
+        -(-capacity // SECTOR) * SECTOR,
+        disk_type=kind,
+        adapter=adapter,
+        hardware_version=hardware_version,
+        split=split,
+    )
+
+
+def kind_of(to: str | DiskType) -> DiskType | None:
     """What to make; None is a raw image. Raises UsageError that lists what can be made."""
+    if to is DiskType.VMFS_SPARSE or (isinstance(to, str) and to.casefold() == "vmfssparse"):
+        raise UsageError("a vmfsSparse disk is a delta and cannot hold a whole disk")
     if isinstance(to, DiskType):
         return to
     if to.casefold() == RAW:
@@ -254,10 +320,6 @@ def unsave(target: str | Path, *, to: str | DiskType) -> None:
             store.remove(place.name)
         else:
             delete_disk(store, place.name)
-
-
-def hardware_ddb(version: int | None) -> dict[str, str]:
-    return {} if version is None else {"virtualHWVersion": str(int(version))}
 
 
 def whole_sectors(disk: BlockDevice) -> int:

@@ -8,17 +8,21 @@ Source of facts: VMware's "Virtual Disk Format 5.0".
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO, Final
 
 from vdkit.block.copy import CopyProgress, CopyResult, copy
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.store import Store
 from vdkit.block.workers import CancelToken
-from vdkit.disklib.local import hardware_ddb, whole_sectors
+from vdkit.disklib.local import kind_of, new_disk, whole_sectors
+from vdkit.disklib.publish import publishing
 from vdkit.errors import NotSupported, StoreError, from_os_error
-from vdkit.vmdk import Codec, StreamWriter
+from vdkit.vmdk import Codec, DiskType, StreamWriter, receive_stream
 from vdkit.vmdk.header import MAGIC, UNFINISHED_MAGIC
+from vdkit.vmdk.stream_reader import StreamReader
 
 #: What its descriptor calls a disk whose file has no name.
 STREAM_NAME: Final = "disk.vmdk"
@@ -52,12 +56,67 @@ def save_stream(
         whole_sectors(disk),
         codec=Codec.FAST if fast else Codec.DENSE,
         adapter=adapter,
-        ddb=hardware_ddb(hardware_version),
+        hardware_version=hardware_version,
         durable=False,
     ) as writer:
         result = copy(disk, writer, workers=workers, progress=tell, cancel=cancel, target_is_zero=True)
         writer.finish()
     return result
+
+
+def load_stream(
+    file: BinaryIO,
+    target: str | Path,
+    *,
+    to: str | DiskType,
+    adapter: str = "lsilogic",
+    hardware_version: int | None = None,
+    split: int | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    cancel: CancelToken | None = None,
+) -> CopyResult:
+    """Make a disk of the streamOptimized one that arrives on ``file``, in one pass and a bounded memory.
+
+    As :func:`~vdkit.disklib.local.save` otherwise: the disk has its name only once the stream has come to
+    its end. Raises CorruptDisk if it breaks off, NotSupported for a delta and for a target that is a stream
+    as well.
+    """
+    kind = kind_of(to)
+    place = Path(target)
+    if kind is DiskType.STREAM_OPTIMIZED:
+        raise NotSupported(
+            f"{place}: what arrives is a streamOptimized disk already",
+            remedy="save it to the file as it is, and check it then",
+        )
+    began, seen = time.monotonic(), [0, 0]
+
+    with publishing(place, overwrite=overwrite) as store:
+
+        def make_target(reader: StreamReader) -> WritableDevice:
+            seen[:] = reader.capacity, reader.grain
+            return new_disk(
+                store,
+                place.name,
+                reader.capacity,
+                kind,
+                adapter=adapter,
+                hardware_version=hardware_version,
+                split=split,
+            )
+
+        summary = receive_stream(
+            file,
+            make_target,
+            name=str(getattr(file, "name", "stream")),
+            workers=workers or 2,
+            progress=progress,
+            cancel=cancel,
+        )
+    capacity, grain = seen
+    data = min(capacity, summary.grains * grain)
+    return CopyResult(summary.bytes_read, data, 0, capacity - data, time.monotonic() - began)
 
 
 class _PipeStore:
