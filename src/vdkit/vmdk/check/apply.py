@@ -13,6 +13,7 @@ from vdkit.block.extent import RangeSet
 from vdkit.block.store import Store
 from vdkit.errors import AlreadyExists, NotSupported, VixError
 from vdkit.vmdk.check.context import Context, read
+from vdkit.vmdk.check.headercheck import CRLF_TEST
 from vdkit.vmdk.check.patch import Patch, PatchedFiles
 from vdkit.vmdk.check.subject import Subject, look_at_link
 from vdkit.vmdk.check.undo import DONE, mark, write_undo
@@ -164,6 +165,12 @@ def _copy_file(
         out.flush()
         out.write_from(0, head)
         out.flush()
+
+
+def can_unmangle(place: Place) -> bool:
+    """The disk's own file has a carriage return before every line feed: none was taken out."""
+    with place.open() as file:
+        return bytes(read(file, 73, len(CRLF_TEST))) == CRLF_TEST
 
 
 def unmangle(place: Place, target: str, ctx: Context) -> None:

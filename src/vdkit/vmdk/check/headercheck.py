@@ -40,7 +40,7 @@ from vdkit.vmdk.tables import u32s
 
 _KNOWN = 0x7 | FLAG_COMPRESSED | FLAG_MARKERS
 #: What the newline test becomes when every line feed gets a carriage return, and when pairs lose theirs.
-_CRLF = b"\r\n \r\r\n"
+CRLF_TEST = b"\r\n \r\r\n"
 _LF = b"\n \n"
 #: Entries of a directory that are looked at to tell whether it is one.
 _SAMPLE = 64
@@ -116,7 +116,7 @@ def diagnose(file: BlockDevice, sectors: int | None, compressed: bool | None = N
     raw = bytes(read(file, 0, SECTOR))
     if len(raw) < SECTOR:
         return HeaderView(raw.ljust(SECTOR, b"\0"), None, [])
-    if raw[73:79] == _CRLF or (raw[73:76] == _LF and raw[:4] == MAGIC):
+    if raw[73:79] == CRLF_TEST or (raw[73:76] == _LF and raw[:4] == MAGIC):
         return HeaderView(raw, None, [], mangled=True)
     said = _said(raw)
     consent = raw[:4] == MAGIC and (said.version > 3 or bool(said.flags >> 16 << 16 & ~_KNOWN))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from vdkit.block.store import Store
 from vdkit.block.workers import CancelToken
 from vdkit.errors import AlreadyExists, CorruptDisk, NotSupported, UsageError, VixError
-from vdkit.vmdk.check.apply import apply_in_place, copy_repaired, unmangle
+from vdkit.vmdk.check.apply import apply_in_place, can_unmangle, copy_repaired, unmangle
 from vdkit.vmdk.check.check import check_link, check_pair
 from vdkit.vmdk.check.context import Context, Files
 from vdkit.vmdk.check.mend import LinkMender
@@ -131,7 +131,7 @@ class _Repair:
         if not self._needed(before):
             return self._report(before, before, {}, dry_run=dry_run)
         if before.counts.get("text-mode-transfer"):
-            self._undo_text_mode(before)
+            self._undo_text_mode()
         try:
             LinkMender(self._ctx, self._files, self._options, self._outcome).run(self._place)
             after = self._check(self._files)
@@ -188,9 +188,15 @@ class _Repair:
         assert self._target is not None
         copy_repaired(self._place, self._files, self._target, self._ctx, ready=self._unmangled)
 
-    def _undo_text_mode(self, before: CheckReport) -> None:
+    def _undo_text_mode(self) -> None:
         """Work on a copy in which every carriage return before a line feed has gone."""
-        if self._target is None or before.create_type or self._target == self._place.name:
+        if not can_unmangle(self._place):
+            raise CorruptDisk(
+                f"{self._place}: cannot be repaired: a transfer in text mode took bytes out of it, "
+                "or changed its extent files",
+                remedy="transfer it again in binary mode",
+            )
+        if self._target is None or self._target == self._place.name:
             raise NotSupported(
                 f"{self._place}: line ends were changed in it; that is undone only in a copy",
                 remedy="name a target, or transfer the file again in binary mode",
