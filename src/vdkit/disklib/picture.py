@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vdkit.block.extent import ExtentKind
+from vdkit.block.local import FolderStore
 from vdkit.disklib.diskmap import Layer
 from vdkit.disklib.pixelfont import dots, text_width
-from vdkit.errors import UsageError
+from vdkit.errors import AlreadyExists, UsageError, VixError
 
 if TYPE_CHECKING:
     from vdkit.block.device import WritableDevice
@@ -32,6 +35,7 @@ _SMALLEST_CELL: Final = 512
 _LEFT, _RIGHT, _TOP, _LINE = 72, 12, 30, 14
 _PIXELS: Final = 6
 _LABEL_EVERY: Final = 8
+_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
 PAPER: Final[Colour] = (255, 255, 255)
 INK: Final[Colour] = (60, 60, 66)
@@ -176,6 +180,28 @@ def write_png(picture: Picture, file: WritableDevice) -> None:
     writer.write(buffer, picture.rows)
     file.resize(buffer.tell())
     file.write_from(0, buffer.getbuffer())
+
+
+def save_png(picture: Picture, path: Path) -> None:
+    """Write a picture to a local file. One that is there is replaced, any other file is not."""
+    store = FolderStore(path.parent)
+    if store.exists(path.name):
+        with store.open(path.name) as old:
+            head = bytearray(min(len(_SIGNATURE), old.capacity))
+            old.read_into(0, head)
+        if head and bytes(head) != _SIGNATURE:
+            raise AlreadyExists(f"{path}: it exists and is no PNG picture", remedy="choose another name")
+    beside = f"{path.name}.vdkit-partial"
+    if store.exists(beside):  # left by a run that was killed
+        store.remove(beside)
+    try:
+        with store.create(beside) as file:
+            write_png(picture, file)
+        store.rename(beside, path.name, replace=True)
+    except BaseException:
+        with suppress(VixError):
+            store.remove(beside)
+        raise
 
 
 class _Canvas:
