@@ -189,20 +189,28 @@ def open_link(
     with ExitStack() as undo:
         if header is not None:
             devices = [opener.open_file(place, embedded_line(descriptor, str(place)))]
-            files = [place]
+            files = {str(place): place}
         else:
-            devices, files = [], [place]
+            devices, files = [], {str(place): place}
             undo.callback(close_all, devices)
             for line in descriptor.extents:
                 target = _extent_target(place, descriptor, line, allow_paths)
                 devices.append(opener.open_extent(target, line))
-                if target is not None and target not in files:
-                    files.append(target)
+                if target is not None:
+                    files.setdefault(str(target), target)
         device = devices[0] if len(devices) == 1 else Pieces(devices, name=str(place), writable=writable)
         undo.pop_all()
     notes += opener.notes
     return Link(
-        place, descriptor, device, header, tuple(files), opener.unclean, notes, identity, tuple(devices)
+        place,
+        descriptor,
+        device,
+        header,
+        tuple(files.values()),
+        opener.unclean,
+        notes,
+        identity,
+        tuple(devices),
     )
 
 
