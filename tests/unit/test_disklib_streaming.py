@@ -12,9 +12,19 @@ import pytest
 
 from vdkit.block.local import FolderStore, open_file
 from vdkit.disklib.comparing import compare_disks
+from vdkit.disklib.connection import connect
 from vdkit.disklib.local import convert, describe
 from vdkit.disklib.streaming import load_stream, save_stream
-from vdkit.errors import AlreadyExists, CorruptDisk, MissingParent, NotSupported, StoreError, UsageError
+from vdkit.errors import (
+    AlreadyExists,
+    CorruptDisk,
+    MissingParent,
+    NotSupported,
+    StoreError,
+    UsageError,
+    VixError,
+)
+from vdkit.testing.sesparse import write_sesparse
 from vdkit.vmdk import create_child
 
 MIB = 1 << 20
@@ -173,3 +183,30 @@ def test_a_description_counts_only_when_asked(raw: Path, tmp_path: Path) -> None
     assert describe(path)["stored"] >= 4 * MIB
     assert describe(path, allocation=True)["allocated"] == 4 * MIB + 65536
     assert describe(raw)["stored"] >= 4 * MIB
+
+
+def test_a_sesparse_delta_is_converted_and_a_waiting_journal_refused(raw: Path, tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    data = random.Random(9).randbytes(4096)
+    for name, waits in (("clean.vmdk", False), ("waiting.vmdk", True)):
+        write_sesparse(store, name, 16 * MIB, {0: data, 77: data}, journal_waits=waits)
+    target = tmp_path / "target.raw"
+    convert(tmp_path / "clean.vmdk", target, to="raw")
+    wanted = data + bytes(76 * 4096) + data
+    assert target.read_bytes() == wanted + bytes(16 * MIB - len(wanted))
+    waiting = tmp_path / "waiting.vmdk"
+    with pytest.raises(VixError, match="journal"):
+        convert(waiting, target, to="raw", overwrite=True)
+    assert target.read_bytes().startswith(wanted)
+    convert(waiting, target, to="raw", overwrite=True, ignore_journal=True)
+    assert target.read_bytes().startswith(data)
+    with connect() as connection:
+        with pytest.raises(VixError, match="journal"):
+            connection.open(waiting)
+        with connection.open(waiting, ignore_journal=True) as disk:
+            assert disk.read(77 * 8, 8) == data
+    # The data of a delta is never taken for a raw image, whatever its name.
+    extent = next(path for path in tmp_path.iterdir() if path.name.endswith("-sesparse.vmdk"))
+    renamed = extent.rename(tmp_path / "delta.img")
+    with pytest.raises(VixError):
+        convert(renamed, tmp_path / "x.raw", to="raw")

@@ -27,7 +27,15 @@ from vdkit.vmdk import DiskType
 pytestmark = pytest.mark.witness("qemu-img")
 
 MIB = 1 << 20
-TYPES = ["monolithicSparse", "monolithicFlat", "vmfs", "vmfsThin", "streamOptimized"]
+TYPES = [
+    "monolithicSparse",
+    "monolithicFlat",
+    "twoGbMaxExtentSparse",
+    "twoGbMaxExtentFlat",
+    "vmfs",
+    "vmfsThin",
+    "streamOptimized",
+]
 
 
 def qemu(*arguments: object) -> str:
@@ -75,6 +83,16 @@ def test_disks_of_qemu_are_read(raw: Path, tmp_path: Path, subformat: str) -> No
     qemu("convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={subformat}", raw, vmdk)
     convert(vmdk, back, to="raw")
     assert back.read_bytes().ljust(raw.stat().st_size, b"\0")[: raw.stat().st_size] == raw.read_bytes()
+
+
+@pytest.mark.parametrize("old", ["raw", *TYPES])
+@pytest.mark.parametrize("new", ["raw", *TYPES])
+def test_every_type_to_every_type(raw: Path, tmp_path: Path, old: str, new: str) -> None:
+    first, second = tmp_path / "first.img", tmp_path / "second.img"
+    convert(raw, first, to=old)
+    convert(first, second, to=new)
+    kind = "raw" if new == "raw" else "vmdk"
+    assert "Images are identical" in qemu("compare", "-f", "raw", "-F", kind, raw, second)
 
 
 def runs(entries: list[Any]) -> list[tuple[int, int]]:

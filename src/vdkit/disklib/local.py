@@ -38,10 +38,16 @@ SECTOR: Final = 512
 
 
 def allocation_map(
-    path: str | Path, *, source_format: str | None = None, allow_paths: Sequence[str] = ()
+    path: str | Path,
+    *,
+    source_format: str | None = None,
+    allow_paths: Sequence[str] = (),
+    ignore_journal: bool = False,
 ) -> list[MapEntry]:
     """The runs of a disk, ascending, covering all of it."""
-    with open_local(path, source_format=source_format, allow_paths=allow_paths) as disk:
+    with open_local(
+        path, source_format=source_format, allow_paths=allow_paths, ignore_journal=ignore_journal
+    ) as disk:
         return list(map_entries(disk))
 
 
@@ -148,6 +154,7 @@ def convert(
     split: int | None = None,
     fast: bool = False,
     allow_paths: Sequence[str] = (),
+    ignore_journal: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -169,7 +176,9 @@ def convert(
             progress=progress,
             cancel=cancel,
         )
-    with open_local(source, source_format=source_format, allow_paths=allow_paths) as disk:
+    with open_local(
+        source, source_format=source_format, allow_paths=allow_paths, ignore_journal=ignore_journal
+    ) as disk:
         if str(target) == PIPE:
             return _convert_to_output(
                 disk,

@@ -39,8 +39,7 @@ def measure_size(capacity: int, *, to: str) -> Measure:
 def _measure(disk: BlockDevice, to: str) -> Measure:
     kind = kind_of(to)
     if kind is None:
-        data = sum(e.length for e in disk.extents() if e.kind is ExtentKind.DATA)
-        return Measure(data, disk.capacity)
+        return Measure(disk.capacity, disk.capacity)  # as qemu-img counts a raw image, holes and all
     full = _Uniform(disk.name, disk.capacity, ExtentKind.DATA)
     return Measure(space_needed(disk, kind), space_needed(full, kind))
 

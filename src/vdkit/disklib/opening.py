@@ -10,9 +10,10 @@ from vdkit.block.device import BlockDevice
 from vdkit.block.local import FolderStore, open_file
 from vdkit.errors import NotFound, UsageError
 from vdkit.vmdk import open_disk
+from vdkit.vmdk.header import MAGIC, UNFINISHED_MAGIC
 
 #: How files begin that hold a disk of VMware, or describe one.
-_MAGICS: Final = (b"KDMV", b"COWD", b"# Disk DescriptorFile")
+_MAGICS: Final = (MAGIC, UNFINISHED_MAGIC, b"COWD", b"\xbe\xba\xfe\xca", b"# Disk DescriptorFile")
 _SUFFIX: Final = ".vmdk"
 #: Bytes of a file that are looked at to tell what it is.
 _PROBE: Final = 32
