@@ -3,7 +3,7 @@
 
     FUZZ_TARGET=NAME fuzzer.py FOLDER... [options of libFuzzer]
 
-The first folder takes what is found; all are read. With ``-merge=1`` it takes the few inputs that reach what
+The first folder takes what is found; all are read. With ``-set_cover_merge=1`` it takes the few inputs that reach what
 all of them reach. The target is named in the environment, because libFuzzer runs this file again with options
 of its own when it merges.
 """
@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["vdkit.vmdk", "vdkit.block"]):
 def main(arguments: list[str]) -> int:
     name = os.environ["FUZZ_TARGET"]
     first, *rest = arguments
-    if not any(option.startswith("-merge") for option in rest):
+    if not any("merge" in option for option in rest):
         for seed in targets.seeds()[name]:
             (Path(first) / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
     limits = [f"-max_len={targets.MAX_INPUT}", "-timeout=25", "-rss_limit_mb=1024", "-malloc_limit_mb=256"]
