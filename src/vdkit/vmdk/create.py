@@ -58,6 +58,8 @@ def create_disk(
     sectors = disk_sectors(capacity, str(place))
     check_text(name, "disk name")
     _check_options(place, disk_type, split=split, grain=grain, preallocate=preallocate)
+    if disk_type is DiskType.VMFS_SPARSE:
+        raise NotSupported(f"{place}: a vmfsSparse disk is the child of another", remedy="use create_child")
     cid = new_cid()
     ddb = base_ddb(
         sectors,
