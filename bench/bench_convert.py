@@ -1,57 +1,74 @@
-"""Conversions beside qemu-img: raw and VMDK, both ways, whole processes, outputs compared once.
+"""Conversions beside qemu-img, open-vmdk's vmdk-convert and cp: whole processes, outputs compared once.
 
 Outputs go to memory (tmpfs) where there is room: the speed of a shared disk says nothing about either
-program. vdkit's output is durable when it returns; qemu-img's best option leaves that to the system. So that
-both do the same, the peer's output is synchronised on its clock too; in memory that costs nothing.
+program. vdkit's output is durable when it returns; the peers leave that to the system. So that both do the
+same, the peer's output is synchronised on its clock too; in memory that costs nothing.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
-from disks import allocated, real_disk
-from harness import CACHE, COMMAND_TIMEOUT, Benchmark, Job, Run, Target, need, run_command, timed
+from disks import allocated, incompressible_disk, real_disk
+from harness import CACHE, COMMAND_TIMEOUT, Benchmark, Job, Target, need, run_command
+from peers import (
+    OPEN_VMDK_TIMEOUT,
+    VDKIT,
+    best,
+    open_vmdk,
+    qemu_convert,
+    synchronised,
+    work_folder,
+)
 
-VDKIT = Path(sys.executable).with_name("vdkit")
 #: What qemu-img can be told to do faster; it is given the best of them.
 QEMU_SPARSE = ((), ("-W", "-m", "16"))
+#: A stream may be larger than the peer's by so much.
+MAX_GROWTH = 1.02
+NEVER_SLOWER = Target(1.0, speed=True)
+
+
+def faster(times: float) -> Target:
+    return Target(times, speed=True)
 
 
 class Conversions:
-    """The commands of both sides over one raw disk, with their outputs in one folder."""
+    """The jobs of both sides over one raw disk, with their outputs in one folder."""
 
-    def __init__(self, raw: Path, folder: Path) -> None:
+    def __init__(self, bench: Benchmark, raw: Path, folder: Path, converter: Path | None) -> None:
+        self.bench = bench
         self.raw = raw
         self.folder = folder
+        self.converter = converter
+        self.word = "real" if raw.name.startswith("real") else "incompressible"
 
-    def ours(self, source: Path, target: Path, kind: str, *options: str) -> Job:
-        given = "raw" if source == self.raw else "vmdk"
-        command: list[str | Path] = [VDKIT, "convert", "-f", given, source, target, "-O", kind, *options]
-        name = " ".join(["vdkit", *options])
-        return Job(name, lambda: run_command(command, remove=target))
+    def given(self, source: Path) -> str:
+        return "raw" if source == self.raw else "vmdk"
 
-    def qemu(self, source: Path, target: Path, kind: str, options: Sequence[str] = ()) -> Job:
-        given = "raw" if source == self.raw else "vmdk"
-        output = ["raw"] if kind == "raw" else ["vmdk", "-o", f"subformat={kind}"]
-        command: list[str | Path] = [
-            "qemu-img",
-            "convert",
-            "-f",
-            given,
-            "-O",
-            *output,
-            *options,
-            source,
-            target,
-        ]
-        name = " ".join(["qemu-img", *options])
-        return Job(name, lambda: _synchronised(run_command(command, remove=target), target))
+    def ours(self, source: Path, kind: str, *options: str) -> tuple[Job, Path]:
+        target = self.folder / ("ours.raw" if kind == "raw" else f"ours-{kind}.vmdk")
+        command = [VDKIT, "convert", "-f", self.given(source), source, target, "-O", kind, *options]
+        job = Job(" ".join(["vdkit", *options]), lambda: run_command(command, remove=target))
+        job.run()
+        self.check_same(target, kind)
+        return job, target
+
+    def vmdk_convert(self, source: Path, target: Path, *options: str) -> Job | None:
+        if self.converter is None:
+            return None
+        command = [self.converter, *options, source, target]
+        return Job(
+            " ".join(["vmdk-convert", *options]),
+            lambda: synchronised(run_command(command, remove=target, cut=OPEN_VMDK_TIMEOUT), target),
+        )
+
+    def compare(self, title: str, ours: Job, peer: Job | None, target: Target) -> None:
+        if peer is not None:
+            moved = allocated(self.raw)
+            self.bench.compare(f"{self.word}: {title}", ours, peer, target, bytes_moved=moved)
 
     def check_same(self, made: Path, kind: str) -> None:
         """Ends the benchmark when qemu-img finds a difference: a fast wrong answer is worth nothing."""
@@ -65,72 +82,84 @@ class Conversions:
         if done.returncode != 0:
             raise SystemExit(f"{made.name} differs from {self.raw.name}: {done.stdout}{done.stderr}")
 
+    # -- the comparisons -------------------------------------------------------------------------
 
-def _synchronised(run: Run, path: Path) -> Run:
-    with path.open("rb") as file:
-        return run._replace(seconds=run.seconds + timed(lambda: os.fsync(file.fileno())).seconds)
+    def to_sparse(self, target: Target) -> Path:
+        """Returns qemu-img's output, to be read again."""
+        kind = "monolithicSparse"
+        theirs = self.folder / "peer.vmdk"
+        peer = best([qemu_convert(self.raw, "raw", theirs, kind, choice) for choice in QEMU_SPARSE])
+        ours, made = self.ours(self.raw, kind)
+        self.compare(f"raw -> {kind}", ours, peer, target)
+        made.unlink()
+        return theirs
+
+    def to_stream(self, target: Target) -> Path:
+        kind = "streamOptimized"
+        theirs = self.folder / "peer.vmdk"
+        ours, made = self.ours(self.raw, kind)
+        self.compare(f"raw -> {kind}", ours, qemu_convert(self.raw, "raw", theirs, kind), target)
+        size, limit = made.stat().st_size, theirs.stat().st_size * MAX_GROWTH
+        self.bench.limit(f"{self.word}: size of the {kind} file", "bytes", [size], limit)
+        made.unlink()
+        return theirs
+
+    def to_stream_fast(self, target: Target) -> None:
+        theirs = self.folder / "peer-fast.vmdk"
+        ours, made = self.ours(self.raw, "streamOptimized", "--fast")
+        peer = self.vmdk_convert(self.raw, theirs, "-c", "1", "-n", "2")
+        self.compare("raw -> streamOptimized --fast", ours, peer, target)
+        made.unlink()
+        theirs.unlink(missing_ok=True)
+
+    def to_raw(self, source: Path, kind: str, qemu: Target, converter: Target) -> None:
+        """Removes ``source``."""
+        theirs = self.folder / "peer.raw"
+        ours, made = self.ours(source, "raw")
+        self.compare(f"{kind} -> raw", ours, qemu_convert(source, "vmdk", theirs, "raw"), qemu)
+        theirs.unlink()
+        peer = self.vmdk_convert(source, theirs)
+        self.compare(f"{kind} -> raw, open-vmdk", ours, peer, converter)
+        for path in (source, made, theirs):
+            path.unlink(missing_ok=True)
+
+    def plain_copy(self) -> None:
+        theirs = self.folder / "peer.raw"
+        ours, made = self.ours(self.raw, "raw")
+        command = ["cp", "--sparse=auto", self.raw, theirs]
+        peer = Job("cp --sparse=auto", lambda: synchronised(run_command(command, remove=theirs), theirs))
+        self.compare("raw -> raw, a plain copy", ours, peer, NEVER_SLOWER)
+        made.unlink()
+        theirs.unlink()
 
 
-def work_folder(needed: int) -> Path:
-    """Memory if it has room for ``needed`` bytes, otherwise the cache's disk."""
-    memory = Path("/dev/shm")
-    if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > needed:
-        return memory
-    return CACHE
+def real(side: Conversions) -> None:
+    side.to_raw(side.to_sparse(faster(4)), "monolithicSparse", faster(3), faster(1.3))
+    side.to_stream_fast(faster(4))
+    side.to_raw(side.to_stream(faster(5)), "streamOptimized", faster(4), faster(2.5))
+    side.plain_copy()
 
 
-def best(jobs: Sequence[Job]) -> Job:
-    """The job that is fastest in one run of each."""
-    return jobs[0] if len(jobs) == 1 else min(jobs, key=lambda job: job.run().seconds)
-
-
-def _to_vmdk(
-    bench: Benchmark,
-    side: Conversions,
-    kind: str,
-    target: Target,
-    qemu: Sequence[Sequence[str]],
-    *options: str,
-) -> None:
-    made, peers = side.folder / f"ours-{kind}.vmdk", side.folder / f"peer-{kind}.vmdk"
-    ours = side.ours(side.raw, made, kind, *options)
-    ours.run()
-    side.check_same(made, kind)
-    peer = best([side.qemu(side.raw, peers, kind, choice) for choice in qemu])
-    title = " ".join([f"raw -> {kind}", *options])
-    comparison = bench.compare(title, ours, peer, target, bytes_moved=allocated(side.raw))
-    comparison.notes.append(f"sizes: {made.stat().st_size} bytes ours, {peers.stat().st_size} qemu-img's")
-    print(f"  {comparison.notes[-1]}", flush=True)
-    made.unlink()
-
-
-def _to_raw(bench: Benchmark, side: Conversions, kind: str, target: Target) -> None:
-    source = side.folder / f"peer-{kind}.vmdk"
-    made, peers = side.folder / "ours.raw", side.folder / "peer.raw"
-    ours = side.ours(source, made, "raw")
-    ours.run()
-    side.check_same(made, "raw")
-    peer = side.qemu(source, peers, "raw")
-    bench.compare(f"{kind} -> raw", ours, peer, target, bytes_moved=allocated(side.raw))
-    for path in (source, made, peers):
-        path.unlink()
+def incompressible(side: Conversions) -> None:
+    sparse = side.to_sparse(NEVER_SLOWER)
+    side.to_raw(sparse, "monolithicSparse", NEVER_SLOWER, NEVER_SLOWER)
+    side.to_stream_fast(NEVER_SLOWER)
+    side.to_raw(side.to_stream(NEVER_SLOWER), "streamOptimized", NEVER_SLOWER, NEVER_SLOWER)
+    side.plain_copy()
 
 
 def main() -> int:
-    bench = Benchmark("convert", "vdkit convert beside qemu-img convert")
+    bench = Benchmark("convert", "vdkit convert beside qemu-img, vmdk-convert and cp")
     need("qemu-img")
     bench.peer_version("qemu-img", "--version")
-    raw = real_disk(quick=bench.quick)
-    print(f"{raw.name}: {raw.stat().st_size} bytes, {allocated(raw)} allocated", flush=True)
-    parent = work_folder(4 * allocated(raw))
-    print(f"outputs below {parent if parent != CACHE else 'the cache, on disk'}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="vdkit-bench-", dir=parent) as folder:
-        side = Conversions(raw, Path(folder))
-        _to_vmdk(bench, side, "monolithicSparse", Target(0.33), QEMU_SPARSE)
-        _to_raw(bench, side, "monolithicSparse", Target(0.35))
-        _to_vmdk(bench, side, "streamOptimized", Target(0.25), [()])
-        _to_vmdk(bench, side, "streamOptimized", Target(0.10), [()], "--fast")
-        _to_raw(bench, side, "streamOptimized", Target(0.30))
+    converter = open_vmdk(bench)
+    disks = real_disk(quick=bench.quick), incompressible_disk(quick=bench.quick)
+    for raw, work in zip(disks, (real, incompressible), strict=True):
+        print(f"{raw.name}: {raw.stat().st_size} bytes, {allocated(raw)} allocated", flush=True)
+        parent = work_folder(4 * allocated(raw))
+        print(f"outputs below {parent if parent != CACHE else 'the cache, on disk'}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="vdkit-bench-", dir=parent) as folder:
+            work(Conversions(bench, raw, Path(folder), converter))
     return bench.finish()
 
 

@@ -31,9 +31,9 @@ ROOT = BENCH.parent
 CACHE = ROOT / ".cache" / "bench"
 RESULTS = BENCH / "results"
 
-#: Pairs per comparison, and for jobs longer than LONG_SECONDS, which get no warm-up either.
+#: Pairs per comparison; jobs longer than LONG_SECONDS get no warm-up, their first run counts.
 PAIRS = 5
-LONG_PAIRS = 3
+QUICK_PAIRS = 3
 LONG_SECONDS = 10.0
 #: A peer that hangs must not hang the benchmark.
 COMMAND_TIMEOUT = 900.0
@@ -211,9 +211,9 @@ class Benchmark:
         """Run the pairs, print the table. ``bytes_moved`` gives the MB/s of both."""
         made = Comparison(title, ours.name, peer.name, target, bytes_moved, notes=list(notes))
         first = (ours.run(), peer.run())
-        pairs = LONG_PAIRS if self.quick else PAIRS
+        pairs = QUICK_PAIRS if self.quick else PAIRS
         if max(run.seconds for run in first) > LONG_SECONDS:
-            pairs = LONG_PAIRS - 1
+            pairs -= 1
             made.our_runs.append(first[0])
             made.peer_runs.append(first[1])
         for _ in range(pairs):
@@ -222,6 +222,10 @@ class Benchmark:
         self.results.append(made)
         print(made.table(), flush=True)
         return made
+
+    def peer_is(self, name: str, version: str) -> None:
+        """Record the version of a peer that does not tell it by a command."""
+        self._peers[name] = version
 
     def limit(self, title: str, unit: str, values: Sequence[float], limit: float) -> None:
         """Hold a figure against a limit and print the verdict."""
@@ -251,8 +255,13 @@ class Benchmark:
         return 1 if missed else 0
 
 
-def run_command(command: Sequence[str | Path], *, remove: Path | None = None) -> Run:
-    """Run a program and measure it from outside; ``remove`` is an old output, gone before the clock."""
+def run_command(
+    command: Sequence[str | Path], *, remove: Path | None = None, cut: float | None = None
+) -> Run:
+    """Run a program and measure it from outside; ``remove`` is an old output, gone before the clock.
+
+    With ``cut`` a program that takes longer than so many seconds is ended, and counts as having taken them.
+    """
     if remove is not None:
         remove.unlink(missing_ok=True)
     with tempfile.TemporaryFile() as said:
@@ -260,18 +269,20 @@ def run_command(command: Sequence[str | Path], *, remove: Path | None = None) ->
         process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
         )
-        status, usage = _wait(process, started)
+        status, usage = _wait(process, started, COMMAND_TIMEOUT if cut is None else cut)
         seconds = time.perf_counter() - started
-        if status != 0:
+        if status != 0 and (cut is None or seconds < cut):
             said.seek(0)
             text = said.read().decode("utf-8", "replace")
             raise SystemExit(f"{' '.join(map(str, command))} ended with {status}:\n{text}")
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
-def _wait(process: subprocess.Popen[bytes], started: float) -> tuple[int, resource.struct_rusage]:
+def _wait(
+    process: subprocess.Popen[bytes], started: float, seconds: float
+) -> tuple[int, resource.struct_rusage]:
     """Wait by wait4, which alone tells the resources of this one child."""
-    deadline = started + COMMAND_TIMEOUT
+    deadline = started + seconds
     fd = os.pidfd_open(process.pid)
     try:
         ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.perf_counter()))

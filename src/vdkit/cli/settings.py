@@ -6,16 +6,18 @@ The library reads no environment; this module, the command line's, is the one pl
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from vdkit.cli.passwords import read_password_file
 from vdkit.errors import UsageError
 from vdkit.net.secret import Secret
-from vdkit.net.trust import Trust
+
+if TYPE_CHECKING:
+    from vdkit.net.trust import Trust
 
 DEFAULT_PORT = 443
 #: A configuration or known-hosts file larger than this is not one.
@@ -108,6 +110,8 @@ class Settings:
 
     def trust(self, host: str, port: int, thumbprint: str | None, ca_file: str | None) -> Trust:
         """How the host's certificate is checked: pin, known hosts, or a CA file."""
+        from vdkit.net.trust import Trust
+
         if self._environment.get("GOVC_INSECURE", "").lower() in {"1", "true", "t"}:
             self.warnings.append("GOVC_INSECURE has no effect: certificates are always verified")
         pin = self.text("thumbprint", thumbprint)
@@ -175,6 +179,8 @@ def _load_config(environment: Mapping[str, str], named: Path | None) -> dict[str
     path = named or _default_config(environment)
     if path is None:
         return {}
+    import tomllib
+
     try:
         table = tomllib.loads(_read_small(path))
     except tomllib.TOMLDecodeError as error:
