@@ -1,4 +1,4 @@
-"""Creating: what each type is made of, every option, limits before anything is written, nothing left behind."""
+"""Creating: what each type is made of, every option, limits before anything is written, no half disks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vdkit.errors import (
 from vdkit.vmdk import DiskType, StreamWriter, create_child, create_disk, open_disk
 from vdkit.vmdk.link import read_descriptor
 from vdkit.vmdk.names import Place
-from vdkit.vmdk.split import pieces
+from vdkit.vmdk.split import LARGE_SECTORS, SPARSE_SECTORS, piece_sectors, pieces
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -225,8 +225,6 @@ def test_streams_over_62_tib() -> None:
 
 def test_62_tib_in_pieces_needs_larger_ones() -> None:
     """16 thousand lines fit a descriptor, 32 thousand do not."""
-    from vdkit.vmdk.split import LARGE_SECTORS, SPARSE_SECTORS, piece_sectors
-
     for tib, expected in ((30, SPARSE_SECTORS), (62, LARGE_SECTORS)):
         sectors = tib * TIB // 512
         size = piece_sectors(sectors, None, flat=False, unit=128, where="d")
@@ -333,7 +331,7 @@ def test_preallocated(tmp_path: Path, kind: DiskType) -> None:
     used = []
     for name, preallocate in (("thin.vmdk", False), ("thick.vmdk", True)):
         create_disk(store, name, 4 * MIB, disk_type=kind, preallocate=preallocate).close()
-        files = [path for path in tmp_path.glob(f"{name[:-5]}-*")]
+        files = list(tmp_path.glob(f"{name[:-5]}-*"))
         assert sum(path.stat().st_size for path in files) == 4 * MIB
         used.append(sum(path.stat().st_blocks * 512 for path in files))
         with open_disk(store, name) as disk:
