@@ -167,7 +167,7 @@ def _survivors(pending: Sequence[Op], size: int, rnd: random.Random) -> list[Op]
             kept += _mixed(stretch, rnd)
             stretch = []
         if rnd.random() < share:
-            torn = op.kind == "write" and len(op.data) > SECTOR and rnd.random() < 0.3
+            torn = op.kind == "write" and len(op.data) > SECTOR and rnd.random() < 0.5
             (kept if shrinks else stretch).extend(_torn(op, rnd) if torn else [op])
     return kept + _mixed(stretch, rnd)
 
