@@ -10,7 +10,18 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from vdkit.cli import backup_commands, disk_commands, host_commands, sim_commands
+from vdkit.cli import (
+    backup_commands,
+    disk_admin,
+    disk_check,
+    disk_commands,
+    disk_data,
+    disk_inspect,
+    disk_make,
+    host_commands,
+    sim_commands,
+)
+from vdkit.cli.diskoptions import ErrorWithExit
 from vdkit.cli.output import flush_output, prepare_output, print_json, print_note, print_text
 from vdkit.errors import Cancelled, ExitCode, StoreError, VixError
 from vdkit.version import VERSION
@@ -44,7 +55,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-disk_commands.add_to(app)
+for _disks in (disk_make, disk_commands, disk_check, disk_data, disk_admin, disk_inspect):
+    _disks.add_to(app)
 host_commands.add_to(app)
 backup_commands.add_to(app)
 sim_commands.add_to(app)
@@ -63,11 +75,13 @@ def run(arguments: list[str] | None = None) -> None:
             flush_output()
     except BrokenPipeError:
         sys.exit(ExitCode.FAILED)
+    except ErrorWithExit as error:
+        sys.exit(_report(error.error, error.exit_code, as_json="--json" in given))
     except VixError as error:
-        sys.exit(_report(error, as_json="--json" in given))
+        sys.exit(_report(error, error.exit_code, as_json="--json" in given))
 
 
-def _report(error: VixError, *, as_json: bool) -> int:
+def _report(error: VixError, exit_code: int, *, as_json: bool) -> int:
     print_note(f"vdkit: {error} [{error.code}]")
     if as_json:
         with contextlib.suppress(BrokenPipeError, StoreError):
@@ -78,7 +92,7 @@ def _report(error: VixError, *, as_json: bool) -> int:
                     "message": error.message,
                     "remedy": error.remedy,
                     "vix_code": error.code.number,
-                    "exit_code": error.exit_code,
+                    "exit_code": exit_code,
                 }
             )
-    return error.exit_code
+    return exit_code

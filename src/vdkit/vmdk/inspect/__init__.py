@@ -5,7 +5,7 @@ beside it. Sizes are bounded, so that a damaged header costs no more than a soun
 """
 
 from vdkit.vmdk.inspect.file import inspect_file
-from vdkit.vmdk.inspect.locate import Location, locate
+from vdkit.vmdk.inspect.locate import Location, grain_bytes, locate
 from vdkit.vmdk.inspect.model import (
     DescriptorDump,
     DescriptorLine,
@@ -31,6 +31,7 @@ __all__ = [
     "Section",
     "StreamDump",
     "TableDump",
+    "grain_bytes",
     "inspect_file",
     "locate",
 ]

@@ -78,6 +78,15 @@ def locate(store: Store, name: str, offset: int, *, allow_paths: Sequence[str] =
     return found
 
 
+def grain_bytes(store: Store, name: str) -> int:
+    """Size of the grains of an extent file. Raises NotSupported for a file without any."""
+    with store.open(name) as file:
+        grid = grid_of(file)
+        if grid is None:
+            raise NotSupported(f"{file.name}: it has no grains that could be numbered")
+        return grid.grain
+
+
 def _in_link(
     place: Place, descriptor: Descriptor, offset: int, depth: int, allow_paths: Sequence[str], *, alone: bool
 ) -> Location:
