@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from vdkit.block.chain import MAX_LINKS
 from vdkit.block.store import Store
-from vdkit.errors import ChainError, CidMismatch, MissingParent, NotFound, NotSupported
+from vdkit.errors import CapacityMismatch, ChainError, CidMismatch, MissingParent, NotFound, NotSupported
 from vdkit.vmdk.cid import NO_PARENT, format_cid
 from vdkit.vmdk.disk import Disk, close_links
 from vdkit.vmdk.link import Link, open_link
@@ -156,7 +156,7 @@ def _check_parent(child: Link, parent: Link) -> None:
             remedy="the parent was changed after the child was made: use the right parent or restore it",
         )
     if child.device.capacity != parent.device.capacity:
-        raise ChainError(
+        raise CapacityMismatch(
             f"{child.place} has {child.device.capacity} bytes, "
             f"its parent {parent.place} {parent.device.capacity}"
         )
