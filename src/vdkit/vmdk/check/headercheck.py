@@ -104,15 +104,27 @@ class HeaderView:
 
 
 def look_at_header(
-    ctx: Context, file: BlockDevice, *, sectors: int | None, compressed: bool | None = None
+    ctx: Context,
+    file: BlockDevice,
+    *,
+    sectors: int | None,
+    compressed: bool | None = None,
+    room: tuple[int, int] | None = None,
 ) -> HeaderView:
-    """Find and report. ``sectors``: what the descriptor says; ``compressed``: what its createType says."""
-    view = diagnose(file, sectors, compressed)
+    """Find and report. ``sectors``: what the descriptor says; ``compressed``: what its createType says;
+    ``room``: first sector and size of the descriptor, if one was found inside.
+    """
+    view = diagnose(file, sectors, compressed, room)
     _report(ctx, file.name, view)
     return view
 
 
-def diagnose(file: BlockDevice, sectors: int | None, compressed: bool | None = None) -> HeaderView:
+def diagnose(
+    file: BlockDevice,
+    sectors: int | None,
+    compressed: bool | None = None,
+    room: tuple[int, int] | None = None,
+) -> HeaderView:
     raw = bytes(read(file, 0, SECTOR))
     if len(raw) < SECTOR:
         return HeaderView(raw.ljust(SECTOR, b"\0"), None, [])
@@ -120,10 +132,11 @@ def diagnose(file: BlockDevice, sectors: int | None, compressed: bool | None = N
         return HeaderView(raw, None, [], mangled=True)
     said = _said(raw)
     consent = raw[:4] == MAGIC and (said.version > 3 or bool(said.flags >> 16 << 16 & ~_KNOWN))
-    if _is_sound(file, raw, sectors):
+    right_room = room is None or room == (said.descriptor, said.descriptor_sectors)
+    if right_room and _is_sound(file, raw, sectors):
         found: SparseHeader | None = _with_overhead(file, said)
     else:
-        found = _best(file, said, sectors, compressed, whole=raw[:4] != MAGIC)
+        found = _best(file, said, sectors, compressed, room, whole=raw[:4] != MAGIC)
     if found is None:
         return HeaderView(raw, None, [], consent)
     return HeaderView(raw, found, _changes(raw, said, found), consent)
@@ -226,15 +239,21 @@ def _lowest_entry(file: BlockDevice, header: SparseHeader) -> int | None:
 
 
 def _best(
-    file: BlockDevice, said: SparseHeader, sectors: int | None, compressed: bool | None, *, whole: bool
+    file: BlockDevice,
+    said: SparseHeader,
+    sectors: int | None,
+    compressed: bool | None,
+    room: tuple[int, int] | None,
+    *,
+    whole: bool,
 ) -> SparseHeader | None:
     if compressed is None:
         compressed = bool(said.flags & FLAG_COMPRESSED) or said.compression == COMPRESS_DEFLATE
     if compressed:
-        return _best_stream(file, said, sectors)
+        return _best_stream(file, said, sectors, room)
     best: SparseHeader | None = None
     rank: tuple[int, int, int] = (0, 0, 0)
-    for candidate in _candidates(file, said, sectors):
+    for candidate in _candidates(file, said, sectors, room):
         worth = [_worth(file, candidate, directory) for directory in _directories(candidate)]
         if not worth[0] or 0 in worth or (whole and min(worth) < 2):
             continue
@@ -247,17 +266,21 @@ def _best(
     return best
 
 
-def _candidates(file: BlockDevice, said: SparseHeader, sectors: int | None) -> Iterator[SparseHeader]:
+def _candidates(
+    file: BlockDevice, said: SparseHeader, sectors: int | None, room: tuple[int, int] | None
+) -> Iterator[SparseHeader]:
     grains = _unique(said.grain if _is_grain(said.grain) else 0, GRAIN_SECTORS)
     capacities = _unique(said.capacity if said.capacity < 1 << 53 else 0, sectors or 0)
     descriptors = [(1, DESCRIPTOR_SECTORS), (0, 0)]
     if 0 < said.descriptor_sectors <= 2048 and 0 < said.descriptor < 2048:
         descriptors.insert(0, (said.descriptor, said.descriptor_sectors))
+    if room is not None:
+        descriptors = [room]
     flags = (FLAG_NEWLINES | FLAG_REDUNDANT) | (
         said.flags & FLAG_ZERO_GRAINS if said.version in (1, 2, 3) else 0
     )
     version = said.version if 1 <= said.version <= 3 else 2 if flags & FLAG_ZERO_GRAINS else 1
-    for grain, capacity, (descriptor, room), redundant in itertools.product(
+    for grain, capacity, (descriptor, length), redundant in itertools.product(
         grains, capacities, descriptors, (True, False)
     ):
         base = replace(
@@ -267,12 +290,12 @@ def _candidates(file: BlockDevice, said: SparseHeader, sectors: int | None) -> I
             capacity=capacity,
             grain=grain,
             descriptor=descriptor,
-            descriptor_sectors=room,
+            descriptor_sectors=length,
             compression=COMPRESS_NONE,
         )
         if said.flags & ~_KNOWN == 0 and not said.flags & FLAG_NEWLINES and said.flags:
             base = replace(base, flags=base.flags & ~FLAG_NEWLINES)
-        yield from _placed(file, base, said, max(1, descriptor + room))
+        yield from _placed(file, base, said, max(1, descriptor + length))
 
 
 def _placed(file: BlockDevice, base: SparseHeader, said: SparseHeader, first: int) -> Iterator[SparseHeader]:
@@ -308,13 +331,17 @@ def _finished(file: BlockDevice, header: SparseHeader, said: SparseHeader) -> It
     yield _with_overhead(file, made)
 
 
-def _best_stream(file: BlockDevice, said: SparseHeader, sectors: int | None) -> SparseHeader | None:
+def _best_stream(
+    file: BlockDevice, said: SparseHeader, sectors: int | None, room: tuple[int, int] | None
+) -> SparseHeader | None:
     """The footer is a copy of the header, except for the place of the directory."""
     footer = _any_footer(file)
-    if footer is not None:
+    if footer is not None and room in (None, (footer.descriptor, footer.descriptor_sectors)):
         return replace(footer, directory=GD_AT_END, redundant_directory=0)
     grain = said.grain if _is_grain(said.grain) and said.grain <= 1 << 15 else GRAIN_SECTORS
     capacity = sectors or said.capacity
+    usual = 0 < said.descriptor < 2048 and 0 < said.descriptor_sectors <= 2048
+    place, length = room or ((said.descriptor, said.descriptor_sectors) if usual else (1, DESCRIPTOR_SECTORS))
     at_end = not 0 < said.directory < file.capacity // SECTOR
     made = replace(
         said,
@@ -325,8 +352,8 @@ def _best_stream(file: BlockDevice, said: SparseHeader, sectors: int | None) -> 
         | (said.flags & FLAG_REDUNDANT if not at_end else 0),
         capacity=capacity,
         grain=grain,
-        descriptor=said.descriptor if 0 < said.descriptor < 2048 else 1,
-        descriptor_sectors=said.descriptor_sectors if 0 < said.descriptor_sectors <= 2048 else 20,
+        descriptor=place,
+        descriptor_sectors=length,
         directory=GD_AT_END if at_end else said.directory,
         redundant_directory=0 if at_end else said.redundant_directory,
         overhead=said.overhead if 0 < said.overhead < file.capacity // SECTOR else 128,

@@ -134,7 +134,10 @@ class LinkMender:
     def _sparse(self, subject: Subject, place: Place, view: ExtentView) -> None:
         sectors = subject.descriptor.sectors if subject.embedded and subject.descriptor else view.line.sectors
         patch = self._files.change(place)
-        looked = diagnose(patch, sectors)
+        room = None
+        if subject.embedded is not None:
+            room = (subject.embedded[0] // SECTOR, subject.embedded[1] // SECTOR)
+        looked = diagnose(patch, sectors, room=room)
         if not self._header(place, looked):
             return
         header = looked.header

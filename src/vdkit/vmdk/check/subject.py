@@ -144,7 +144,8 @@ def _embedded(ctx: Context, file: BlockDevice, place: Place) -> Subject:
         sectors = reading.descriptor.sectors or None
         folded = reading.descriptor.create_type.casefold()
         compressed = {"streamoptimized": True, "monolithicsparse": False}.get(folded)
-    view = look_at_header(ctx, file, sectors=sectors, compressed=compressed)
+    found = None if reading.descriptor is None else (offset, room)
+    view = look_at_header(ctx, file, sectors=sectors, compressed=compressed, room=found)
     if view.header is not None and view.header.descriptor:
         offset, room = view.header.descriptor, view.header.descriptor_sectors
     elif view.header is not None and reading.descriptor is None:
