@@ -25,7 +25,7 @@ SECTOR = 512
 SECTORS = 2 * 4096 + 3
 CAPACITY = SECTORS * SECTOR
 GRAIN = 4096
-SPLIT = 1 << 19
+SPLIT = 1 << 18
 CUTS = 10
 
 #: ``(first sector, sectors, value, then)``; value 0 is a write_zeroes.

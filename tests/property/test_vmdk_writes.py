@@ -44,11 +44,19 @@ def check(disk: Disk, model: bytearray) -> None:
 
 
 @pytest.mark.witness("qemu-img")
-@pytest.mark.parametrize("child", [DiskType.VMFS_SPARSE, DiskType.MONOLITHIC_SPARSE])
+@pytest.mark.parametrize("child", [DiskType.VMFS_SPARSE, DiskType.MONOLITHIC_SPARSE, DiskType.SPLIT_SPARSE])
 @pytest.mark.parametrize(
-    "base", [DiskType.MONOLITHIC_SPARSE, DiskType.MONOLITHIC_FLAT, DiskType.VMFS_FLAT, DiskType.VMFS_THIN]
+    "base",
+    [
+        DiskType.MONOLITHIC_SPARSE,
+        DiskType.MONOLITHIC_FLAT,
+        DiskType.SPLIT_SPARSE,
+        DiskType.SPLIT_FLAT,
+        DiskType.VMFS_FLAT,
+        DiskType.VMFS_THIN,
+    ],
 )
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(steps=STEPS)
 def test_disks_hold_what_was_written(
     base: DiskType, child: DiskType, steps: list[tuple[int, int, int, str]]
@@ -57,7 +65,7 @@ def test_disks_hold_what_was_written(
     with tempfile.TemporaryDirectory() as folder:
         store = FolderStore(folder)
         name, number = "d.vmdk", 0
-        disk = create_disk(store, name, CAPACITY, disk_type=base)
+        disk = create_disk(store, name, CAPACITY, disk_type=base, split=pieces(base))
         for offset, wanted, value, then in steps:
             length = min(wanted, CAPACITY - offset)
             if value:
@@ -71,7 +79,7 @@ def test_disks_hold_what_was_written(
                 disk.close()
                 if then == "snapshot" and number < 3:
                     number += 1
-                    create_child(store, name, f"d-{number}.vmdk", disk_type=child)
+                    create_child(store, name, f"d-{number}.vmdk", disk_type=child, split=pieces(child))
                     name = f"d-{number}.vmdk"
                 disk = open_disk(store, name, writable=True)
         check(disk, model)
@@ -79,6 +87,10 @@ def test_disks_hold_what_was_written(
         with open_disk(store, name) as again:
             check(again, model)
         qemu_agrees(Path(folder), name, model)
+
+
+def pieces(kind: DiskType) -> int | None:
+    return 2 * GRAIN if kind in (DiskType.SPLIT_SPARSE, DiskType.SPLIT_FLAT) else None
 
 
 def qemu_agrees(folder: Path, name: str, model: bytearray) -> None:
