@@ -210,10 +210,10 @@ def _command_paths() -> list[tuple[str, ...]]:
     """Every command and subcommand, in the order in which the help lists them."""
     from typer.main import get_command
 
-    from vdkit.cli.main import app
+    from vdkit.cli.main import make_app
 
     found: list[tuple[str, ...]] = []
-    todo = [((), get_command(app))]
+    todo = [((), get_command(make_app()))]
     while todo:
         path, command = todo.pop(0)
         if path:

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import signal
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from vdkit.cli import (
-    backup_commands,
-    disk_admin,
-    disk_check,
-    disk_commands,
-    disk_data,
-    disk_inspect,
-    disk_make,
-    host_commands,
-    sim_commands,
-)
 from vdkit.cli.diskoptions import ErrorWithExit
 from vdkit.cli.output import flush_output, prepare_output, print_json, print_note, print_text
 from vdkit.errors import Cancelled, ExitCode, StoreError, VixError
@@ -37,29 +28,49 @@ class _Commands(TyperGroup):
             raise Cancelled("interrupted") from error
 
 
-app = typer.Typer(
-    name="vdkit",
-    cls=_Commands,
-    help="Read, back up, verify and restore VMware virtual disks. No VDDK, no vSphere lab needed.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+#: Where the commands are, in the order in which the help lists them.
+COMMANDS = {
+    "disk_make": ("create", "convert"),
+    "disk_commands": ("info", "map", "compare", "measure"),
+    "disk_check": ("check",),
+    "disk_data": ("read", "write"),
+    "disk_admin": ("resize", "shrink", "defragment", "rename", "delete", "attach", "meta"),
+    "disk_inspect": ("inspect",),
+    "host_commands": ("vms", "fingerprint"),
+    "backup_commands": ("backup", "points", "verify", "restore"),
+    "sim_commands": ("sim",),
+}
 
 
-@app.callback(invoke_without_command=True)
+def make_app(modules: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The command line with the commands of some modules: making all of them takes longer than most run."""
+    app = typer.Typer(
+        name="vdkit",
+        cls=_Commands,
+        help="Read, back up, verify and restore VMware virtual disks. No VDDK, no vSphere lab needed.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for module in modules:
+        importlib.import_module(f"vdkit.cli.{module}").add_to(app)
+    return app
+
+
 def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
         print_text(f"vdkit {VERSION}")
         raise typer.Exit
 
 
-for _disks in (disk_make, disk_commands, disk_check, disk_data, disk_admin, disk_inspect):
-    _disks.add_to(app)
-host_commands.add_to(app)
-backup_commands.add_to(app)
-sim_commands.add_to(app)
+def _needed(given: list[str]) -> Iterable[str]:
+    """The modules that a command line needs: one, if it begins with a command that there is."""
+    first = given[0] if given else ""
+    if first == "--version":
+        return ()
+    return [module for module, names in COMMANDS.items() if first in names] or COMMANDS
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -70,7 +81,7 @@ def run(arguments: list[str] | None = None) -> None:
     prepare_output()
     try:
         try:
-            app(args=given)
+            make_app(_needed(given))(args=given)
         finally:
             flush_output()
     except BrokenPipeError:
