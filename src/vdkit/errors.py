@@ -386,6 +386,8 @@ def from_os_error(error: OSError, what: str) -> StoreError:
             return AccessDenied(f"{what}: {reason}", remedy="check owner and permissions")
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return DiskFull(f"{what}: {reason}", remedy="free space or choose another place")
+        case errno.EMFILE | errno.ENFILE:
+            return StoreError(f"{what}: {reason}", remedy="raise the limit on open files (ulimit -n)")
         case errno.ELOOP:
             return OutsideStore(f"{what}: symbolic links are not followed")
         case errno.EAGAIN | errno.ETXTBSY | errno.EBUSY:

@@ -20,10 +20,12 @@ from vdkit.errors import (
     UsageError,
     VixError,
 )
+from vdkit.testing.sesparse import write_sesparse
 from vdkit.vmdk import DiskType, StreamWriter, create_child, create_disk, open_disk
 from vdkit.vmdk.link import read_descriptor
 from vdkit.vmdk.names import Place
 from vdkit.vmdk.split import LARGE_SECTORS, SPARSE_SECTORS, piece_sectors, pieces
+from vdkit.vmdk.template import Parent
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -472,3 +474,19 @@ def test_zeroes_over_a_parent_are_not_stored(tmp_path: Path, kind: DiskType) -> 
         disk.read_into(0, seen)
     assert seen == b"p" * 1000 + bytes(15 * MIB) + b"p" * (MIB - 1000)
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.glob("c*")) < 2 * MIB
+
+
+def test_a_child_of_an_sesparse_delta() -> None:
+    store = MemoryStore()
+    with create_disk(store, "vm.vmdk", MIB, disk_type=DiskType.VMFS_FLAT) as disk:
+        disk.write_from(0, b"b" * 8192)
+        cid = disk.info.cid
+    write_sesparse(store, "vm-000001.vmdk", MIB, {1: b"s" * 4096}, parent=Parent(cid, "vm.vmdk"))
+    for kind in (DiskType.VMFS_SPARSE, DiskType.MONOLITHIC_SPARSE, DiskType.SPLIT_SPARSE):
+        name = f"{kind.value}.vmdk"
+        create_child(store, "vm-000001.vmdk", name, disk_type=kind)
+        with open_disk(store, name, writable=True) as disk:
+            disk.write_from(8190, b"child")
+            seen = bytearray(8196)
+            disk.read_into(0, seen)
+        assert seen == b"b" * 4096 + b"s" * 4094 + b"child" + b"\0"
