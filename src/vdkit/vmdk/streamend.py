@@ -51,30 +51,30 @@ def whole_stream(
 ) -> tuple[TableSource, list[str]]:
     """The tables to go by, and notes. Raises CorruptDisk if grains are missing, unless ``recover``."""
     end = max(0, file.capacity - _MARKER) // SECTOR + 1
-    last, lost = _last_grain(tables, file, end, recover=recover)
+    outside: list[int] | None = [] if recover else None
+    last, lost = _last_grain(_all_entries(tables, file, outside), end)
     if last and last * SECTOR + _record_bytes(file, header, last) > file.capacity:
         lost += 1
         end = last
-    if lost:
+    if lost or outside:
         if not recover:
             raise CorruptDisk(
                 f"{file.name}: the stream breaks off: at least {lost} of the grains that its tables name are "
                 "past the end of the file",
                 remedy=REMEDY,
             )
-        note = (
-            f"the stream breaks off: at least {lost} grains are lost and read as if they had never been there"
-        )
-        return CutTables(tables, end), [note]
+        what = f"{len(outside)} grain tables and " if outside else ""
+        note = f"the stream breaks off: {what}at least {lost} grains are lost"
+        return CutTables(tables, end), [f"{note}, and read as if they had never been there"]
     if _ends_with_zeroes(file):
         return tables, []
     return tables, ["there is no end marker; every grain that the tables name is in the file"]
 
 
-def _last_grain(tables: Tables, file: BlockDevice, end: int, *, recover: bool) -> tuple[int, int]:
-    """The last sector below ``end`` that a table names, and how many it names from there on."""
+def _last_grain(tables: Iterator[array[int]], end: int) -> tuple[int, int]:
+    """The last sector below ``end`` that a table names, and how many are named from there on."""
     last = lost = 0
-    for entries in _all_entries(tables, file, recover=recover):
+    for entries in tables:
         top = max(entries)
         if top >= end:
             lost += sum(entry >= end for entry in entries)
@@ -83,15 +83,19 @@ def _last_grain(tables: Tables, file: BlockDevice, end: int, *, recover: bool) -
     return (last if last > 1 else 0), lost
 
 
-def _all_entries(tables: Tables, file: BlockDevice, *, recover: bool) -> Iterator[array[int]]:
-    """All entries of all tables that may hold something, many tables at a time."""
+def _all_entries(tables: Tables, file: BlockDevice, outside: list[int] | None) -> Iterator[array[int]]:
+    """All entries of all tables that may hold something, many tables at a time.
+
+    Tables that lie outside the file are listed in ``outside``; where it is None they are an error.
+    """
     start = count = 0
-    for index in _indexes(tables, recover=recover):
+    for index in _indexes(tables, recover=outside is not None):
         try:
             place = tables.place(index)
         except CorruptDisk:
-            if not recover:
+            if outside is None:
                 raise
+            outside.append(index)
             continue
         if count and place == start + count * TABLE_SECTORS * SECTOR and count < _TOGETHER:
             count += 1
