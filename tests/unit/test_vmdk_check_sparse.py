@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +23,10 @@ from checktools import (
     good_sparse,
     put,
 )
+from vdkit.block.local import FolderStore
 from vdkit.block.memory import MemoryStore
 from vdkit.errors import AlreadyExists, CorruptDisk, NotADisk, NotSupported, UnsupportedVersion, UsageError
+from vdkit.testing.bigsparse import write_big_sparse
 from vdkit.vmdk import DiskType, create_child, create_disk, open_disk
 from vdkit.vmdk.check import (
     CheckExit,
@@ -33,6 +38,8 @@ from vdkit.vmdk.check import (
     repair_disk,
     undo_repair,
 )
+from vdkit.vmdk.sparse import read_header
+from vdkit.vmdk.tables import u32s
 
 
 @pytest.fixture(scope="module")
@@ -323,3 +330,63 @@ def test_split_disk() -> None:
     assert contents(store, "s.vmdk")[15 * GRAIN : 18 * GRAIN] == data
     undo_repair(store, "s.vmdk.undo")
     assert not store.exists(names[2])
+
+
+def test_a_large_disk_is_checked_in_little_memory(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    count = 200_000
+    write_big_sparse(store, "big.vmdk", 64 << 30, count)
+    check_disk(store, "big.vmdk")  # what is imported now is not the check's memory
+    tracemalloc.start()
+    report = check_disk(store, "big.vmdk")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.findings == ()
+    assert report.files[0].allocated == count
+    assert peak < 32 << 20
+
+
+def test_many_tables_are_mended_as_few_are(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    write_big_sparse(store, "big.vmdk", 4 << 30, 1000)
+    with store.open_writable("big.vmdk") as file:
+        header = read_header(file)
+        size = header.tables * 2048
+        places = [
+            (directory + header.directory_sectors) * SECTOR
+            for directory in (header.directory, header.redundant_directory)
+        ]
+        tables = bytearray(size)
+        file.read_into(places[0], tables)
+        entries = u32s(tables)
+        held = [number for number, entry in enumerate(entries) if entry]
+        free = [number for number, entry in enumerate(entries) if not entry]
+        for at, number, value in (
+            (0, free[0], entries[held[3]]),  # primary only: another's
+            (1, held[5], 0),  # the redundant copy is behind
+            (0, held[7], 0xFFFFFFF0),  # outside, the redundant copy is right
+        ):
+            file.write_from(places[at] + number * 4, struct.pack("<I", value))
+        for place in places:
+            file.write_from(place + held[9] * 4, struct.pack("<I", entries[held[11]]))  # shared
+            file.write_from(place + free[9] * 4, struct.pack("<I", 5))  # in the header
+    report = check_disk(store, "big.vmdk")
+    # The grain that lost its entry to a shared one is used by nothing.
+    assert report.counts == {
+        "tables-differ": 3,
+        "grain-shared": 2,
+        "grain-in-metadata": 1,
+    } | ({"unreferenced": 1} if report.leaks else {})
+    done = repair_disk(store, "big.vmdk", target="new.vmdk")
+    assert {start // GRAIN for start, _ in done.lost} == {free[9]}
+    assert check_disk(store, "new.vmdk").errors == 0
+    with store.open("new.vmdk") as file:
+        made = bytearray(size)
+        file.read_into(places[0], made)
+        other = bytearray(size)
+        file.read_into(places[1], other)
+    assert made == other
+    mended = u32s(made)
+    changed = {number for number in range(len(entries)) if mended[number] != entries[number]}
+    assert changed <= {held[9], held[11]}
+    assert changed

@@ -255,7 +255,8 @@ def _best(
     rank: tuple[int, int, int] = (0, 0, 0)
     for candidate in _candidates(file, said, sectors, room):
         worth = [_worth(file, candidate, directory) for directory in _directories(candidate)]
-        if not worth[0] or 0 in worth or (whole and min(worth) < 2):
+        # One copy may be destroyed itself; then the place of the other must be the layout's.
+        if not any(worth) or (0 in worth and not _follows_layout(candidate)) or (whole and max(worth) < 2):
             continue
         changed = len(_differing(said, candidate))
         # Exactly as many tables fit between the two directories as the capacity needs.

