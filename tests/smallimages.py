@@ -122,3 +122,31 @@ def cowd(entries: dict[int, int] | None = None) -> bytes:
     head = bytearray(4 * SECTOR)
     struct.pack_into("<4sIIIIIII", head, 0, b"COWD", 1, 3, 16, 1, 4, 1, 39)
     return bytes(head) + sector(numbers(5)) + table(entries, 4096) + b"d" * SECTOR + b"e" * SECTOR
+
+
+#: Of :func:`sesparse`: sectors of the directory, the tables and the grains.
+SESPARSE_DIRECTORY, SESPARSE_TABLES, SESPARSE_GRAINS = 4, 5, 71
+
+
+def sesparse(entries: dict[int, int] | None = None, **fields: int) -> bytes:
+    """A seSparse delta of 16 sectors (two grains of 4 KiB), all areas as small as they may be."""
+    values = {
+        "version": 2 << 32 | 1,
+        "capacity": 16,
+        "grain": 8,
+        "table": 64,
+        "flags": 0,
+        "replay": 0,
+        **fields,
+    }
+    areas = [1, 1, 2, 1, 3, 1, SESPARSE_DIRECTORY, 1, SESPARSE_TABLES, 64, 69, 1, 70, 1, SESPARSE_GRAINS, 16]
+    head = struct.pack(
+        "<26Q", 0xCAFEBABE, values["version"], values["capacity"], values["grain"], values["table"],
+        values["flags"], 0, 0, 0, 0, *areas,
+    )  # fmt: skip
+    volatile = struct.pack("<4Q", 0xCAFECAFE, 1, 0, values["replay"])
+    table = array("Q", bytes(4096 * 8))
+    for index, entry in ({1: 3 << 60} if entries is None else entries).items():
+        table[index] = entry
+    body = b"".join([sector(head), sector(volatile), bytes(2 * SECTOR), sector(struct.pack("<Q", 1 << 60))])
+    return body + table.tobytes() + bytes(2 * SECTOR) + b"s" * 8 * SECTOR

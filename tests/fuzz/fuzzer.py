@@ -3,9 +3,9 @@
 
     FUZZ_TARGET=NAME fuzzer.py FOLDER... [options of libFuzzer]
 
-The first folder takes what is found; all are read. With ``-set_cover_merge=1`` it takes the few inputs that reach what
-all of them reach. The target is named in the environment, because libFuzzer runs this file again with options
-of its own when it merges.
+The first folder takes what is found; all are read. With ``-set_cover_merge=1`` it takes the few inputs that
+reach what all of them reach. The target is named in the environment, because libFuzzer runs this file again
+with options of its own when it merges.
 """
 
 from __future__ import annotations

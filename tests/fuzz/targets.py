@@ -7,21 +7,24 @@ bounded, and what was accepted must be consistent.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import smallimages
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import ExtentKind
 from vdkit.block.memory import MemoryDevice, MemoryStore
 from vdkit.errors import VixError
-from vdkit.vmdk import Disk, list_files, open_disk
+from vdkit.vmdk import Disk, StreamReader, list_files, open_disk
+from vdkit.vmdk.check import check_disk, repair_disk
 from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.encoding import codec, decode, detect, encode
 from vdkit.vmdk.extentline import is_extent_line, parse_extent_line
 from vdkit.vmdk.names import Place, extent_place, parent_place
 
 #: Largest input: what is longer is no more interesting.
-MAX_INPUT = 1 << 15
+MAX_INPUT = 48 << 10
 #: Reads that looking at a file of at most MAX_INPUT may cost. Many entries may name one table, so that a walk
 #: meets it many times: it is cut after MAX_RUNS runs of the map.
 MAX_READS = 100_000
@@ -197,6 +200,122 @@ def cowd(data: bytes) -> None:
     _run(lambda: opened(store, "c.vmdk"))
 
 
+def sesparse(data: bytes) -> None:
+    files = {
+        "d.vmdk": smallimages.sparse(),
+        "c.vmdk": smallimages.text(
+            "seSparse", 'RW 16 SESPARSE "c-sesparse.vmdk"', parent="0000abcd", hint="d.vmdk"
+        ),
+        "c-sesparse.vmdk": data,
+    }
+    _run(lambda: opened(CountingStore(files), "c.vmdk"))
+    _run(lambda: opened(CountingStore(files), "c.vmdk", write=True))
+
+    def despite_the_journal() -> None:
+        with open_disk(CountingStore(files), "c.vmdk", ignore_journal=True) as disk:
+            look(disk)
+
+    _run(despite_the_journal)
+
+
+def pipe(data: bytes) -> None:
+    """In one pass, a few bytes at a time; what the tables name is the same in random access."""
+    seen: dict[int, bytes] = {}
+
+    def read() -> None:
+        for offset, grain in StreamReader(Trickle(data), name="pipe"):
+            assert len(grain) > 0 and offset not in seen
+            seen[offset] = bytes(grain)
+
+    try:
+        read()
+    except VixError as error:
+        assert str(error) and "\n" not in str(error)
+        return
+    try:
+        with open_disk(CountingStore({"d.vmdk": data}), "d.vmdk") as disk:
+            for offset, grain in seen.items():
+                if next(disk.extents(offset, len(grain))).kind is not ExtentKind.DATA:
+                    continue
+                there = bytearray(len(grain))
+                disk.read_into(offset, there)
+                assert there == grain, "one pass and random access disagree"
+    except VixError:
+        return
+
+
+class Trickle(io.RawIOBase):
+    """A pipe that gives as little as it likes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        self._count += 1
+        step = min(len(view), len(self._data), (1, 7, 500, 1 << 20)[self._count % 4])
+        view[:step] = self._data[:step]
+        self._data = self._data[step:]
+        return step
+
+
+def check(data: bytes) -> None:
+    """As a disk of its own, as the extent of a delta, and as a set of descriptors."""
+    for files, name in (
+        ({"d.vmdk": data}, "d.vmdk"),
+        (
+            {
+                "d.vmdk": smallimages.sparse(),
+                "c.vmdk": smallimages.text(
+                    "custom", 'RW 16 VMFSSPARSE "x"', parent="0000abcd", hint="d.vmdk"
+                ),
+                "x": data,
+            },
+            "c.vmdk",
+        ),
+        (chain_files(data), "0.vmdk"),
+    ):
+        store = CountingStore(files)
+        _run(lambda store=store, name=name: check_disk(store, name, deep=True))
+        assert contents(store) == files, "a check changed something"
+
+
+def repair(data: bytes) -> None:
+    """A repair to a new name leaves the disk alone, and what it makes is sound."""
+    store = CountingStore({"d.vmdk": data})
+    rebuild = len(data) % 2 == 1
+
+    def mend() -> None:
+        report = repair_disk(store, "d.vmdk", target="n.vmdk", accept_loss=True, rebuild_header=rebuild)
+        if not store.exists("n.vmdk"):
+            return
+        assert report.after.errors <= report.before.errors, "a repair made errors"
+        if report.after.errors:
+            return
+        with open_disk(store, "n.vmdk") as disk:
+            look(disk)
+
+    _run(mend)
+    left = contents(store)
+    assert left.pop("d.vmdk") == data, "a repair to a new name changed the old disk"
+    assert left.keys() <= {"n.vmdk"}, "a repair left something behind"
+
+
+def contents(store: MemoryStore) -> dict[str, bytes]:
+    found = {}
+    for name in store.list():
+        with MemoryStore._open(store, name, writable=False) as file:
+            data = bytearray(file.capacity)
+            if data:
+                MemoryDevice.read_into(file, 0, data)
+            found[name] = bytes(data)
+    return found
+
+
 #: Between the files of a chain in one input.
 SEPARATOR = b"\n--\n"
 
@@ -227,6 +346,10 @@ TARGETS: dict[str, Target] = {
     "recover": recover,
     "cowd": cowd,
     "chain": chain,
+    "sesparse": sesparse,
+    "pipe": pipe,
+    "check": check,
+    "repair": repair,
 }
 
 
@@ -266,6 +389,14 @@ def seeds() -> dict[str, Sequence[bytes]]:
         "stream": streams,
         "recover": streams,
         "cowd": [smallimages.cowd(), smallimages.cowd({1: 1, 2: 37})],
+        "sesparse": [
+            smallimages.sesparse(),
+            smallimages.sesparse({0: 2 << 60, 1: 1 << 60}),
+            smallimages.sesparse(replay=1),
+        ],
+        "pipe": streams,
+        "check": [*sparse_images[:2], *streams, smallimages.cowd(), smallimages.sesparse(), text()],
+        "repair": [*sparse_images[:2], *streams],
         "chain": [
             SEPARATOR.join([child, base]),
             SEPARATOR.join([text("custom", flat, 'RW 16 SPARSE "1.vmdk"'), smallimages.sparse()]),
