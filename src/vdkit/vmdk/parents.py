@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from vdkit.errors import ChainError, MissingParent, OutsideStore, VixError
+from vdkit.errors import MissingParent, OutsideStore, VixError
 from vdkit.vmdk.cid import NO_PARENT, format_cid
 from vdkit.vmdk.descriptor import looks_like_descriptor
 from vdkit.vmdk.header import MAGIC
@@ -36,7 +36,7 @@ class _Found(NamedTuple):
 def find_parent(chain: Sequence[Link], allow_paths: Sequence[str]) -> Place:
     """The parent of the last link of ``chain``, which is leaf first; a note tells if its hint was wrong.
 
-    Raises MissingParent, OutsideStore (the hint leads out and no disk fits), ChainError (several do).
+    Raises MissingParent (several that fit are none), OutsideStore (the hint leads out and no disk fits).
     """
     child = chain[-1]
     hint = child.descriptor.parent_hint
@@ -68,8 +68,9 @@ def find_parent(chain: Sequence[Link], allow_paths: Sequence[str]) -> Place:
         raise refused
     if len(found) > 1:
         names = ", ".join(str(one.place) for one in found)
-        raise ChainError(
-            f"{child.place}: its parent is one of several disks of content id "
+        where = "it does not say where its parent is" if hint is None else f"its parent is not at {hint!r}"
+        raise MissingParent(
+            f"{child.place}: {where}, and may be one of several disks of content id "
             f"{format_cid(child.descriptor.parent_cid)}: {names}",
             remedy="correct its parentFileNameHint",
         )
