@@ -18,6 +18,52 @@ if TYPE_CHECKING:
     from vdkit.vmdk.check import CheckProgress, CheckReport, Finding, RepairReport
 
 
+DamagedArgument = Annotated[Path | None, typer.Argument(help="A VMDK, which does not have to open.")]
+DeepOption = Annotated[bool, typer.Option("--deep", help="Unpack every grain of a stream.")]
+SingleLinkOption = Annotated[bool, typer.Option("--single-link", help="Leave the parents out.")]
+RepairOption = Annotated[
+    bool, typer.Option("--repair", help="Mend the disk: with --to, --in-place or --dry-run.")
+]
+ToOption = Annotated[
+    Path | None, typer.Option("--to", metavar="NEW", help="Make a repaired copy of this name.")
+]
+InPlaceOption = Annotated[
+    bool, typer.Option("--in-place", help="Change the disk itself, and keep what was there.")
+]
+UndoOption = Annotated[
+    Path | None,
+    typer.Option("--undo", metavar="FILE", help="Where --in-place keeps it [the name with .undo]."),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")]
+UndoRepairOption = Annotated[
+    Path | None,
+    typer.Option("--undo-repair", metavar="FILE", help="Take back a repair in place, from its undo file."),
+]
+DuplicateOption = Annotated[
+    str, typer.Option("--duplicates", help="Grains with two users: clone or keep-first.")
+]
+AcceptLossOption = Annotated[
+    bool, typer.Option("--accept-loss", help="Go on without tables, extent files or ends that are lost.")
+]
+RebuildHeaderOption = Annotated[
+    bool, typer.Option("--rebuild-header", help="Replace a header of an unknown version.")
+]
+FixCidOption = Annotated[bool, typer.Option("--fix-cid", help="Take the parent's present content id.")]
+TidyOption = Annotated[bool, typer.Option("--tidy", help="Also mend what is only noted.")]
+ParentOption = Annotated[
+    str | None, typer.Option("--parent", help="Name of the parent, for the lost descriptor of a child.")
+]
+ParentCidOption = Annotated[
+    str | None, typer.Option("--parent-cid", metavar="CID", help="Its content id, 8 hexadecimal digits.")
+]
+CreateTypeOption = Annotated[
+    str | None, typer.Option("--create-type", help="Type, for the lost descriptor of a flat disk.")
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Repair the parent of other disks; undo although it was changed.")
+]
+
+
 def add_to(app: typer.Typer) -> None:
     app.command("check", cls=UsageExitsWithOne)(check)
 
@@ -34,52 +80,24 @@ class _Wanted:
 
 
 def check(
-    disk: Annotated[Path | None, typer.Argument(help="A VMDK, which does not have to open.")] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Unpack every grain of a stream.")] = False,
-    single_link: Annotated[bool, typer.Option("--single-link", help="Leave the parents out.")] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Mend the disk: with --to, --in-place or --dry-run.")
-    ] = False,
-    to: Annotated[
-        Path | None, typer.Option("--to", metavar="NEW", help="Make a repaired copy of this name.")
-    ] = None,
-    in_place: Annotated[
-        bool, typer.Option("--in-place", help="Change the disk itself, and keep what was there.")
-    ] = False,
-    undo: Annotated[
-        Path | None,
-        typer.Option("--undo", metavar="FILE", help="Where --in-place keeps it [the name with .undo]."),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
-    undo_repair: Annotated[
-        Path | None,
-        typer.Option(
-            "--undo-repair", metavar="FILE", help="Take back a repair in place, from its undo file."
-        ),
-    ] = None,
-    duplicates: Annotated[
-        str, typer.Option("--duplicates", help="Grains with two users: clone or keep-first.")
-    ] = "clone",
-    accept_loss: Annotated[
-        bool, typer.Option("--accept-loss", help="Go on without tables, extent files or ends that are lost.")
-    ] = False,
-    rebuild_header: Annotated[
-        bool, typer.Option("--rebuild-header", help="Replace a header of an unknown version.")
-    ] = False,
-    fix_cid: Annotated[bool, typer.Option("--fix-cid", help="Take the parent's present content id.")] = False,
-    tidy: Annotated[bool, typer.Option("--tidy", help="Also mend what is only noted.")] = False,
-    parent: Annotated[
-        str | None, typer.Option("--parent", help="Name of the parent, for the lost descriptor of a child.")
-    ] = None,
-    parent_cid: Annotated[
-        str | None, typer.Option("--parent-cid", metavar="CID", help="Its content id, 8 hexadecimal digits.")
-    ] = None,
-    create_type: Annotated[
-        str | None, typer.Option("--create-type", help="Type, for the lost descriptor of a flat disk.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Repair the parent of other disks; undo although it was changed.")
-    ] = False,
+    disk: DamagedArgument = None,
+    deep: DeepOption = False,
+    single_link: SingleLinkOption = False,
+    repair: RepairOption = False,
+    to: ToOption = None,
+    in_place: InPlaceOption = False,
+    undo: UndoOption = None,
+    dry_run: DryRunOption = False,
+    undo_repair: UndoRepairOption = None,
+    duplicates: DuplicateOption = "clone",
+    accept_loss: AcceptLossOption = False,
+    rebuild_header: RebuildHeaderOption = False,
+    fix_cid: FixCidOption = False,
+    tidy: TidyOption = False,
+    parent: ParentOption = None,
+    parent_cid: ParentCidOption = None,
+    create_type: CreateTypeOption = None,
+    force: ForceOption = False,
     allow_path: AllowOption = None,
     as_json: JsonOption = False,
 ) -> None:

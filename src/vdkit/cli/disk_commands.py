@@ -20,7 +20,7 @@ from vdkit.cli.diskoptions import (
 )
 from vdkit.cli.options import JsonOption
 from vdkit.cli.output import flush_output, human_size, job_observer, print_json, print_text
-from vdkit.errors import UsageError
+from vdkit.errors import NotSupported, UsageError, VixError
 
 if TYPE_CHECKING:
     from vdkit.block.device import BlockDevice
@@ -57,11 +57,33 @@ def info(
     from vdkit.disklib.local import describe
 
     facts = describe(disk, allow_paths=allow_path or [], allocation=allocation)
-    if chain:
+    failure = _why_not(disk, allow_path or []) if facts.get("notes") else None
+    if chain and failure is None:
         facts["chain"] = _chain(disk, allow_path or [])
     if as_json:
         print_json(facts)
-        return
+    else:
+        _print_facts(facts)
+    if failure is not None:
+        raise failure
+
+
+def _why_not(disk: Path, allow_paths: list[str]) -> VixError | None:
+    """Why a disk that was described cannot be opened, if something is missing or wrong; that it is of a kind
+    that is not opened here is an answer, not a failure.
+    """
+    from vdkit.disklib.opening import open_local
+
+    try:
+        open_local(disk, allow_paths=allow_paths).close()
+    except NotSupported:
+        return None
+    except VixError as error:
+        return error
+    return None
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
     for key, value in facts.items():
         if key == "chain":
             _print_chain(value)
@@ -79,7 +101,11 @@ def _chain(disk: Path, allow_paths: list[str]) -> list[dict[str, Any]]:
     from vdkit.disklib.opening import open_local
     from vdkit.vmdk import Disk
 
-    with open_local(disk, allow_paths=allow_paths) as opened:
+    try:
+        opened = open_local(disk, allow_paths=allow_paths)
+    except NotSupported:
+        return []
+    with opened:
         if not isinstance(opened, Disk):
             return []
         return [
