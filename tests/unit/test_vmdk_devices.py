@@ -15,7 +15,7 @@ from vdkit.block.extent import ExtentKind
 from vdkit.block.local import FolderStore
 from vdkit.block.memory import MemoryStore
 from vdkit.errors import CorruptDisk, FormatError, NotFound, NotSupported, OutsideStore
-from vdkit.vmdk import describe_only, open_disk
+from vdkit.vmdk import delete_disk, describe_only, list_files, open_disk
 
 MIB = 1 << 20
 SECTORS = MIB // 512
@@ -144,6 +144,21 @@ def test_parts_of_a_device(tmp_path: Path, image: Path) -> None:
         assert opened.info.files == ("d.vmdk", "d-pt.vmdk", "lun.img")
         zeroes = [(e.offset // 512, e.length // 512) for e in opened.extents() if e.kind is ExtentKind.ZERO]
         assert zeroes == [(163, 37), (313, 9)]
+
+
+def test_deleting_leaves_the_device_alone(tmp_path: Path, image: Path) -> None:
+    (tmp_path / "vm").mkdir()
+    (tmp_path / "vm" / "d-pt.vmdk").write_bytes(bytes(63 * 512))
+    store = disk(
+        tmp_path / "vm", "partitionedDevice", 'RW 63 FLAT "d-pt.vmdk" 0', f'RW 100 FLAT "{image}" 63'
+    )
+    assert list_files(store, "d.vmdk") == ["d.vmdk", "d-pt.vmdk"]
+    delete_disk(store, "d.vmdk", allow_paths=[str(image), str(tmp_path)])
+    assert store.list() == [] and image.read_bytes() == CONTENT
+    disk(tmp_path / "vm", "vmfsRaw", 'RW 100 VMFSRAW "raw.img"')
+    (tmp_path / "vm" / "raw.img").write_bytes(CONTENT)
+    delete_disk(store, "d.vmdk")
+    assert store.list() == ["raw.img"]
 
 
 def test_a_device_of_windows_is_not_found_here(tmp_path: Path) -> None:

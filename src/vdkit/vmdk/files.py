@@ -11,6 +11,9 @@ from contextlib import suppress
 from vdkit.block.store import Store
 from vdkit.errors import NotFound
 from vdkit.vmdk.cid import NO_PARENT
+from vdkit.vmdk.descriptor import Descriptor
+from vdkit.vmdk.extentline import ExtentLine
+from vdkit.vmdk.kinds import is_on_device
 from vdkit.vmdk.link import read_descriptor
 from vdkit.vmdk.names import Place, extent_place
 from vdkit.vmdk.open import open_disk
@@ -44,7 +47,7 @@ def _places(store: Store, name: str, allow_paths: Sequence[str]) -> list[Place]:
     found = [place]
     if header is None:
         for line in descriptor.extents:
-            if line.file_name is not None:
+            if line.file_name is not None and not _is_device(descriptor, line):
                 target = extent_place(place, line.file_name, allow_paths)
                 if target not in found:
                     found.append(target)
@@ -52,6 +55,12 @@ def _places(store: Store, name: str, allow_paths: Sequence[str]) -> list[Place]:
     if tracking:
         found.append(extent_place(place, tracking, allow_paths))
     return found
+
+
+def _is_device(descriptor: Descriptor, line: ExtentLine) -> bool:
+    """True for an extent that is a device, or an image in its place: described by the disk, but not its own."""
+    name = line.file_name or ""
+    return line.type == "VMFSRAW" or (is_on_device(descriptor.create_type) and ("/" in name or "\\" in name))
 
 
 def is_child(store: Store, name: str) -> bool:
