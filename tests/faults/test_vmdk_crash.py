@@ -26,7 +26,7 @@ SECTORS = 2 * 4096 + 3
 CAPACITY = SECTORS * SECTOR
 GRAIN = 4096
 SPLIT = 1 << 18
-CUTS = 10
+CUTS = 15
 
 #: ``(first sector, sectors, value, then)``; value 0 is a write_zeroes.
 STEPS = st.lists(
@@ -116,7 +116,7 @@ def judge(store: MemoryStore, name: str, versions: Versions, cut: int, seed: int
 
 
 @pytest.mark.parametrize("kind", list(BASES))
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(steps=STEPS, seed=st.integers(0, 1 << 32))
 def test_bases(kind: str, steps: list[tuple[int, int, int, str]], seed: int) -> None:
     store = RecordingStore()
@@ -130,7 +130,7 @@ def test_bases(kind: str, steps: list[tuple[int, int, int, str]], seed: int) -> 
 
 
 @pytest.mark.parametrize("kind", list(CHILDREN))
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(steps=STEPS, seed=st.integers(0, 1 << 32))
 def test_children(kind: str, steps: list[tuple[int, int, int, str]], seed: int) -> None:
     store = RecordingStore()
@@ -164,7 +164,7 @@ def bare(store: RecordingStore, *, flags: int) -> None:
 
 @pytest.mark.parametrize("flags", [3, 7, 1])
 @pytest.mark.parametrize("child", [False, True])
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(steps=STEPS, seed=st.integers(0, 1 << 32))
 def test_layouts_of_others(
     child: bool, flags: int, steps: list[tuple[int, int, int, str]], seed: int
@@ -238,7 +238,7 @@ def test_creating_children(kind: str) -> None:
     assert opened
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1 << 32), grains=st.sets(st.integers(0, 60), max_size=10))
 def test_streams(seed: int, grains: set[int]) -> None:
     """Until it is finished a stream is no disk, and then it is all of it."""
