@@ -15,6 +15,7 @@ from typing import BinaryIO
 import pytest
 
 from streamlayouts import GRAIN, SECTOR, behind, descriptor, front, header, marker, record
+from vdkit.block.extent import ExtentKind
 from vdkit.block.local import FolderStore
 from vdkit.block.memory import MemoryDevice, MemoryStore
 from vdkit.block.workers import CancelToken
@@ -438,3 +439,39 @@ def test_a_plain_extent_with_its_tables_at_its_end() -> None:
         open_disk(stored(whole), "s.vmdk", writable=True)
     with pytest.raises(CorruptDisk, match="no footer"):
         open_disk(stored(data), "s.vmdk")
+
+
+@pytest.mark.parametrize("grain", [1, 2, 8, 16, 256, 1 << 21])
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_grains_of_any_size_and_versions_of_the_header(grain: int, version: int) -> None:
+    """Two tables; of version 2, with an entry that says zeroes."""
+    sectors = 600 * grain - (grain > 1)
+    zeroed = version == 2
+    data = bytearray(
+        header(sectors, flags=0x5 if zeroed else 0x1, rgd=0, gd=21, overhead=32, room=20, version=version)
+    )
+    struct.pack_into("<Q", data, 20, grain)
+    struct.pack_into("<H", data, 77, 0)
+    data += descriptor(sectors, 20).replace(b"streamOptimized", b"monolithicSparse")[: 20 * SECTOR]
+    data += struct.pack("<II", 22, 26).ljust(SECTOR, b"\0")
+    first = -(-32 // grain) * grain
+    tables = [0] * 1024
+    places = {0: first, 7: first + 2 * grain, 599: first + grain}
+    for number, sector in places.items():
+        tables[number] = sector
+    tables[5] = 1 if zeroed else 0
+    data += struct.pack("<1024I", *tables)
+    store = MemoryStore("m")
+    with store.create("d.vmdk", (first + 3 * grain) * SECTOR) as file:
+        file.write_from(0, bytes(data))
+        for number, sector in places.items():
+            file.write_from(sector * SECTOR, b"%03d" % number)
+    with open_disk(store, "d.vmdk") as disk:
+        assert disk.capacity == sectors * SECTOR
+        size = grain * SECTOR
+        for number in range(600):
+            seen = bytearray(3)
+            disk.read_into(number * size, seen)
+            assert bytes(seen) == (b"%03d" % number if number in places else bytes(3)), number
+        covered = [e for e in disk.extents() if e.kind is ExtentKind.DATA]
+        assert [(e.offset // size, -(-e.length // size)) for e in covered] == [(0, 1), (7, 1), (599, 1)]

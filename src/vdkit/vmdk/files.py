@@ -58,7 +58,7 @@ def _places(store: Store, name: str, allow_paths: Sequence[str]) -> list[Place]:
 
 
 def _is_device(descriptor: Descriptor, line: ExtentLine) -> bool:
-    """True for an extent that is a device, or an image in its place: described by the disk, but not its own."""
+    """True for an extent that is a device, or an image in its place: the disk describes it only."""
     name = line.file_name or ""
     return line.type == "VMFSRAW" or (is_on_device(descriptor.create_type) and ("/" in name or "\\" in name))
 
