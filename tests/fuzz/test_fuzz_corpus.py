@@ -16,7 +16,7 @@ CORPUS = Path(__file__).parent / "corpus"
 #: claims.
 MAX_MEMORY = 24 << 20
 #: All of the committed inputs.
-MAX_CORPUS = 1 << 20
+MAX_CORPUS = 2 << 20
 
 
 def inputs(name: str) -> list[Path]:

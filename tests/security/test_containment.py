@@ -22,6 +22,8 @@ import smallimages
 from vdkit.block.local import FolderStore
 from vdkit.errors import VixError
 from vdkit.vmdk import DiskType, create_child, delete_disk, list_files, open_disk
+from vdkit.vmdk.admin import grow_disk, rename_disk
+from vdkit.vmdk.check import check_disk, repair_disk
 
 SECTORS = 16
 CANARY = b"CANARY--" * 64 * SECTORS
@@ -143,7 +145,7 @@ ROLES: list[Callable[[str], bytes]] = [as_flat, as_vmfs, as_sparse, as_delta, as
 
 
 def everything(folder: Path, name: str) -> bytes:
-    """Opens, reads and lists a disk in all ways; whatever bytes came out."""
+    """Whatever a user may do with a disk that came from somewhere; the bytes that were read."""
     store = FolderStore(folder)
     found = bytearray()
 
@@ -163,6 +165,12 @@ def everything(folder: Path, name: str) -> bytes:
         lambda: list_files(store, name),
         lambda: list_files(store, name, chain=True),
         lambda: create_child(store, name, "made-child.vmdk", disk_type=DiskType.MONOLITHIC_SPARSE),
+        lambda: check_disk(store, name, deep=True),
+        lambda: repair_disk(store, name, target="mended.vmdk", accept_loss=True),
+        lambda: repair_disk(store, name, in_place=True, accept_loss=True, force=True),
+        lambda: grow_disk(store, name, 1 << 20),
+        lambda: rename_disk(store, name, "renamed.vmdk"),
+        lambda: rename_disk(store, "renamed.vmdk", name),
         lambda: delete_disk(store, name),
     ]
     for act in acts:
