@@ -11,7 +11,9 @@ from vdkit.block.extent import Extent, ExtentKind
 from vdkit.disklib.local import SECTOR, kind_of
 from vdkit.disklib.opening import open_local
 from vdkit.errors import NotSupported, UsageError
+from vdkit.vmdk import DiskType
 from vdkit.vmdk.admin import space_needed
+from vdkit.vmdk.sparse import check_creatable
 
 
 class Measure(NamedTuple):
@@ -40,6 +42,8 @@ def _measure(disk: BlockDevice, to: str) -> Measure:
     kind = kind_of(to)
     if kind is None:
         return Measure(disk.capacity, disk.capacity)  # as qemu-img counts a raw image, holes and all
+    if kind is DiskType.MONOLITHIC_SPARSE:
+        check_creatable(-(-disk.capacity // SECTOR), disk.name)
     full = _Uniform(disk.name, disk.capacity, ExtentKind.DATA)
     return Measure(space_needed(disk, kind), space_needed(full, kind))
 
