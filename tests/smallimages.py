@@ -11,6 +11,8 @@ import struct
 import zlib
 from array import array
 
+from vdkit.block.memory import MemoryStore
+
 SECTOR = 512
 GD_AT_END = (1 << 64) - 1
 
@@ -150,3 +152,13 @@ def sesparse(entries: dict[int, int] | None = None, **fields: int) -> bytes:
         table[index] = entry
     body = b"".join([sector(head), sector(volatile), bytes(2 * SECTOR), sector(struct.pack("<Q", 1 << 60))])
     return body + table.tobytes() + bytes(2 * SECTOR) + b"s" * 8 * SECTOR
+
+
+def stored(files: dict[str, bytes]) -> MemoryStore:
+    """A store in memory that holds these files."""
+    store = MemoryStore("m")
+    for name, data in files.items():
+        with store.create(name, len(data)) as file:
+            if data:
+                file.write_from(0, data)
+    return store

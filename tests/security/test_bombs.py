@@ -9,22 +9,13 @@ import pytest
 from bounds import bounded_memory, run_bounded
 
 import smallimages
-from smallimages import GD_AT_END, SECTOR
+from smallimages import GD_AT_END, SECTOR, stored
 from vdkit.block.copy import copy
 from vdkit.block.extent import ExtentKind
 from vdkit.block.local import FolderStore, open_file
 from vdkit.block.memory import MemoryStore
 from vdkit.errors import CorruptDisk, LimitExceeded
 from vdkit.vmdk import DiskType, StreamWriter, create_disk, open_disk
-
-
-def stored(files: dict[str, bytes]) -> MemoryStore:
-    store = MemoryStore("m")
-    for name, data in files.items():
-        with store.create(name, len(data)) as file:
-            file.write_from(0, data)
-    return store
-
 
 # -- bombs -------------------------------------------------------------------------------------------
 

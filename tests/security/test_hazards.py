@@ -9,9 +9,8 @@ import pytest
 from bounds import bounded_memory, run_bounded
 
 import smallimages
-from smallimages import SECTOR
+from smallimages import SECTOR, stored
 from vdkit.block.local import FolderStore
-from vdkit.block.memory import MemoryStore
 from vdkit.errors import (
     AlreadyExists,
     BadEncoding,
@@ -26,14 +25,6 @@ from vdkit.errors import (
 from vdkit.vmdk import DiskType, StreamWriter, create_child, create_disk, open_disk
 from vdkit.vmdk.descriptor import MAX_EXTENTS, MAX_LINE, Descriptor
 from vdkit.vmdk.extentline import Access, ExtentLine
-
-
-def stored(files: dict[str, bytes]) -> MemoryStore:
-    store = MemoryStore("m")
-    for name, data in files.items():
-        with store.create(name, len(data)) as file:
-            file.write_from(0, data)
-    return store
 
 
 def with_header(image: bytes, **fields: int) -> bytes:

@@ -14,20 +14,12 @@ from bounds import bounded_memory
 from opened_paths import recorded_opens
 
 import smallimages
-from smallimages import SECTOR
+from smallimages import SECTOR, stored
 from vdkit.block.copy import copy
 from vdkit.block.local import FolderStore
 from vdkit.block.memory import MemoryStore
 from vdkit.errors import CorruptDisk, FormatError, NotADisk, OutsideStore, VixError
 from vdkit.vmdk import DiskType, create_disk, open_disk
-
-
-def stored(files: dict[str, bytes]) -> MemoryStore:
-    store = MemoryStore("m")
-    for name, data in files.items():
-        with store.create(name, len(data)) as file:
-            file.write_from(0, data)
-    return store
 
 
 def read_all(store: MemoryStore | FolderStore, name: str) -> bytes:
