@@ -22,7 +22,9 @@ MAX_ENTRIES = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """``directory`` and ``grain`` in bytes, ``code`` the ``struct`` letter of an entry."""
+    """``directory``, ``capacity`` and ``grain`` in bytes, ``code`` the ``struct`` letter of an entry;
+    ``packed`` grains are of any length in the file.
+    """
 
     directory: int
     tables: int
@@ -32,6 +34,8 @@ class Grid:
     code: str
     place_of: Callable[[int], int]
     meaning_of: Callable[[int], tuple[str, int]]
+    capacity: int
+    packed: bool = False
     redundant: Grid | None = None
 
     @property
@@ -46,6 +50,10 @@ class Grid:
     def span(self) -> int:
         """Bytes of the disk that one table covers."""
         return self.entries * self.grain
+
+    def stored(self, number: int) -> int:
+        """Bytes that grain ``number`` takes in the file at least."""
+        return 16 if self.packed else max(1, min(self.grain, self.capacity - number * self.grain))
 
     def numbers(self, data: bytes) -> tuple[int, ...]:
         count = len(data) // self.width
@@ -84,6 +92,8 @@ def sparse_grid(section: Section) -> Grid | None:
         code="I",
         place_of=lambda entry: entry * SECTOR,
         meaning_of=lambda entry: _plain(entry, zeroes=zeroes),
+        capacity=capacity * SECTOR,
+        packed=compressed,
     )
     other = section.value("rgdOffset")
     if flags & header.FLAG_REDUNDANT and other and other <= header.MAX_FILE_SECTORS and not compressed:
@@ -105,6 +115,7 @@ def cowd_grid(section: Section) -> Grid | None:
         code="I",
         place_of=lambda entry: entry * SECTOR,
         meaning_of=lambda entry: _plain(entry, zeroes=True),
+        capacity=capacity * SECTOR,
     )
 
 
@@ -126,6 +137,7 @@ def sesparse_grid(section: Section) -> Grid | None:
         code="Q",
         place_of=lambda entry: (first_table + (entry & 0xFFFFFFFF) * 64) * SECTOR if entry >> 60 == 1 else 0,
         meaning_of=lambda entry: _nibble(entry, first_grain),
+        capacity=capacity * SECTOR,
     )
 
 

@@ -60,8 +60,8 @@ def dump_tables(file: BlockDevice, grid: Grid, *, deep: bool, name: str = "prima
     for first in range(0, limit, _PIECE):
         wanted = min(_PIECE, limit - first)
         entries = grid.directory_piece(file, first, wanted)
-        for entry in entries:
-            _count_table(file, grid, entry, count, deep=deep)
+        for index, entry in enumerate(entries, first):
+            _count_table(file, grid, index, entry, count, deep=deep)
         if len(entries) < wanted:
             count.problems.append(f"the directory breaks off at entry {first + len(entries)}: the file ends")
             break
@@ -76,7 +76,7 @@ def dump_tables(file: BlockDevice, grid: Grid, *, deep: bool, name: str = "prima
     return count.dump(name, grid)
 
 
-def _count_table(file: BlockDevice, grid: Grid, entry: int, count: _Count, *, deep: bool) -> None:
+def _count_table(file: BlockDevice, grid: Grid, index: int, entry: int, count: _Count, *, deep: bool) -> None:
     if entry == 0:
         count.absent += 1
         return
@@ -94,13 +94,13 @@ def _count_table(file: BlockDevice, grid: Grid, entry: int, count: _Count, *, de
     if not data.strip(b"\0"):
         count.grains["absent"] += grid.entries
         return
-    last = file.capacity // SECTOR
-    for value in grid.numbers(data):
+    for at, value in enumerate(grid.numbers(data)):
         kind, sector = grid.meaning_of(value)
         count.grains[kind] += 1
         if kind != "data":
             continue
-        if sector < grid.lowest or sector >= last:
+        end = sector * SECTOR + grid.stored(index * grid.entries + at)
+        if sector < grid.lowest or end > file.capacity:
             count.grains_outside += 1
             continue
         if count.lowest is None or sector < count.lowest:
