@@ -52,12 +52,19 @@ def test_speed_ratio_and_a_missed_target(harness: ModuleType, capsys: pytest.Cap
     assert "target missed: read" in capsys.readouterr().out
 
 
-def test_long_jobs_run_less(harness: ModuleType) -> None:
+def test_the_first_run_of_long_jobs_counts(harness: ModuleType) -> None:
     bench = harness.Benchmark("sample", "a sample")
     made = bench.compare(
         "slow", _job(harness, "o", *[1.0] * 3), _job(harness, "p", *[60.0] * 3), harness.Target(1)
     )
-    assert len(made.ratios) == harness.LONG_PAIRS
+    assert len(made.ratios) == harness.QUICK_PAIRS == 3
+
+
+def test_a_program_that_takes_too_long_is_cut(harness: ModuleType) -> None:
+    run = harness.run_command([sys.executable, "-c", "import time; time.sleep(60)"], cut=0.2)
+    assert 0.2 <= run.seconds < 30
+    with pytest.raises(SystemExit, match="ended with 3"):
+        harness.run_command([sys.executable, "-c", "raise SystemExit(3)"], cut=60)
 
 
 def test_limit(harness: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

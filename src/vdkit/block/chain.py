@@ -103,9 +103,17 @@ class Chain(BaseWritableDevice):
             offset = stop
 
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
-        if self._merged is not None and len(self._links) == 1:
-            return self._merged.extents(offset, length)
+        if len(self._links) == 1:
+            return self._zero_where_absent(offset, length)
         return (extent for extent, _ in self._layers(offset, length))
+
+    def _zero_where_absent(self, offset: int, length: int) -> Iterator[Extent]:
+        """The map of a leaf that is all there is."""
+        for extent in self._leaf.extents(offset, length):
+            if extent.kind is ExtentKind.ABSENT:
+                yield Extent(extent.offset, extent.length, ExtentKind.ZERO)
+            else:
+                yield extent
 
     def layers(self) -> Iterator[tuple[Extent, int]]:
         """The map of the whole chain, each run with the number of the link that answers for it (0 is the
@@ -115,7 +123,10 @@ class Chain(BaseWritableDevice):
 
     def _layers(self, offset: int, length: int) -> Iterator[tuple[Extent, int]]:
         end = offset + length
-        if self._merged is not None and not self._writable and len(self._links) > 1:
+        if len(self._links) == 1:
+            yield from ((extent, 0) for extent in self._zero_where_absent(offset, length))
+            return
+        if self._merged is not None and not self._writable:
             # Where a table is damaged, the links are asked one by one: what does not need it is found.
             with contextlib.suppress(FormatError):
                 for extent, level in self._merged.layers(offset, length):

@@ -68,10 +68,11 @@ def common_unit(links: Sequence[BlockDevice], starts: Sequence[int] = ()) -> int
 
 
 def placer(device: BlockDevice) -> Callable[[int, int], Iterator[Placement]]:
-    """Its ``placements``, or the same made of its map. To be asked once: telling whether an object keeps a
-    protocol is slow."""
-    if isinstance(device, Placed):
-        return device.placements
+    """Its ``placements``, or the same made of its map."""
+    # Not isinstance: to tell whether an object keeps a protocol takes as long as a read.
+    own: Callable[[int, int], Iterator[Placement]] | None = getattr(device, "placements", None)
+    if own is not None:
+        return own
     return lambda offset, length: (Placement(*extent) for extent in device.extents(offset, length))
 
 

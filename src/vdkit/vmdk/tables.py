@@ -9,6 +9,7 @@ Source of facts: VMware's "Virtual Disk Format 5.0".
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from array import array
@@ -19,7 +20,7 @@ from typing import Protocol
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import Extent, ExtentKind
 from vdkit.block.runs import run_end
-from vdkit.errors import CorruptDisk
+from vdkit.errors import CorruptDisk, VixError
 from vdkit.vmdk.kinds import SECTOR
 
 #: Entries of the directory that are read together (64 KiB).
@@ -83,6 +84,8 @@ class Tables:
         self._tables: OrderedDict[int, array[int]] = OrderedDict()
         self._max_tables = max(16, _MAX_TABLE_BYTES // (entries * self.width))
         self._puts = 0
+        self._last = -2
+        self._ahead = 1
 
     # -- what the formats differ in ---------------------------------------------------------------
 
@@ -140,16 +143,22 @@ class Tables:
             return []
         length = self.entries * self.width
         start, count = self._checked(index, sector), 1
-        if length % SECTOR == 0:
-            stop = min(len(piece), within + max(1, _READ_AHEAD // length))
+        # More and more of them for who walks; elsewhere none is likelier than others to be asked for.
+        follows, self._last = index == self._last + 1, index
+        self._ahead = min(self._ahead * 2, _READ_AHEAD // length) if follows else 1
+        if self._ahead > 1 and length % SECTOR == 0:
+            stop = min(len(piece), within + self._ahead)
             count = min(
                 run_end(piece, within, stop, length // SECTOR) - within,
                 (self._file.capacity - start) // length,
             )
-        data = self._read(start, count * length)
-        if count == 1:
-            return [self._table(data, index)]
-        return [self._table(data[i * length : (i + 1) * length], index + i) for i in range(count)]
+        self._last = index + count - 1
+        if count > 1:
+            # What is wrong with a table further on is said to whoever asks for that one.
+            with contextlib.suppress(VixError):
+                data = self._read(start, count * length)
+                return [self._table(data[i * length : (i + 1) * length], index + i) for i in range(count)]
+        return [self._table(self._read(start, length), index)]
 
     def place(self, index: int) -> int:
         """Offset in bytes of table ``index``, for writing it; raises CorruptDisk if it cannot lie there."""
