@@ -18,6 +18,15 @@ from vdkit.block.device import BlockDevice
 from vdkit.errors import FormatError
 from vdkit.vmdk import markers
 from vdkit.vmdk.check.context import Context, read
+from vdkit.vmdk.check.headerfit import (
+    can_have_moved,
+    directories_of,
+    follows_layout,
+    is_sound,
+    metadata_end,
+    with_overhead,
+    worth_of,
+)
 from vdkit.vmdk.header import (
     COMPRESS_DEFLATE,
     COMPRESS_NONE,
@@ -36,14 +45,11 @@ from vdkit.vmdk.header import (
 )
 from vdkit.vmdk.kinds import SECTOR
 from vdkit.vmdk.sparse import DESCRIPTOR_SECTORS, GRAIN_SECTORS
-from vdkit.vmdk.tables import u32s
 
 _KNOWN = 0x7 | FLAG_COMPRESSED | FLAG_MARKERS
 #: What the newline test becomes when every line feed gets a carriage return, and when pairs lose theirs.
 CRLF_TEST = b"\r\n \r\r\n"
 _LF = b"\n \n"
-#: Entries of a directory that are looked at to tell whether it is one.
-_SAMPLE = 64
 
 _CODES = {
     "version": "H1",
@@ -133,8 +139,8 @@ def diagnose(
     said = _said(raw)
     consent = raw[:4] == MAGIC and (said.version > 3 or bool(said.flags >> 16 << 16 & ~_KNOWN))
     right_room = room is None or room == (said.descriptor, said.descriptor_sectors)
-    if right_room and _is_sound(file, raw, sectors):
-        found: SparseHeader | None = _with_overhead(file, said)
+    if right_room and is_sound(file, raw, sectors, embedded=room is not None):
+        found: SparseHeader | None = with_overhead(file, said)
     else:
         found = _best(file, said, sectors, compressed, room, whole=raw[:4] != MAGIC)
     if found is None:
@@ -152,87 +158,6 @@ def _said(raw: bytes) -> SparseHeader:
         version, flags, capacity, grain, desc, desc_sectors, redundant, directory, overhead, bool(unclean),
         compression,
     )  # fmt: skip
-
-
-def _is_sound(file: BlockDevice, raw: bytes, sectors: int | None) -> bool:
-    """Nothing contradicts anything, and the directories are directories."""
-    try:
-        header = SparseHeader.parse(raw, file.name)
-        header.check_layout(file.capacity, file.name)
-    except FormatError:
-        return False
-    if sectors is not None and (sectors > header.capacity or header.capacity - sectors >= header.grain):
-        return False
-    if header.compressed:
-        return True
-    if header.redundant and not header.redundant_directory:
-        return False
-    twin = replace(header, flags=header.flags | FLAG_REDUNDANT)
-    if twin != header and _follows_layout(twin) and _worth(file, twin, twin.redundant_directory) == 2:
-        return False  # there is a redundant directory: it is the flag that has been lost
-    worth = [_worth(file, header, directory) for directory in _directories(header)]
-    if 0 in worth and not _follows_layout(header):
-        return False
-    return header.overhead >= _metadata_end(header) or 2 not in worth
-
-
-def _follows_layout(header: SparseHeader) -> bool:
-    """The directories are where the products put them: if one is none, it is not the header that is wrong."""
-    area = header.directory_sectors + header.tables * TABLE_SECTORS
-    first = max(1, header.descriptor + header.descriptor_sectors)
-    if not header.redundant:
-        return header.directory == first
-    return header.redundant_directory == first and header.directory == first + area
-
-
-def _directories(header: SparseHeader) -> list[int]:
-    return [header.directory, *([header.redundant_directory] if header.redundant else [])]
-
-
-def _worth(file: BlockDevice, header: SparseHeader, sector: int) -> int:
-    """2: a directory with its tables behind it; 1: it may be one; 0: it is none."""
-    count = min(header.tables, _SAMPLE)
-    data = read(file, sector * SECTOR, count * 4) if sector < 1 << 53 else b""
-    if sector < 1 or len(data) < count * 4:
-        return 0
-    entries = u32s(data)
-    end = file.capacity // SECTOR
-    first = sector + header.directory_sectors
-    right = sum(entry == first + i * TABLE_SECTORS for i, entry in enumerate(entries))
-    if right * 2 > count:
-        return 2
-    inside = sum(entry == 0 or 0 < entry <= end - TABLE_SECTORS for entry in entries)
-    return 1 if inside * 2 > count or not header.tables else 0
-
-
-def _metadata_end(header: SparseHeader) -> int:
-    """Behind everything that the layout puts before the grains."""
-    area = header.directory_sectors + header.tables * TABLE_SECTORS
-    ends = [directory + area for directory in _directories(header)]
-    return max(1, header.descriptor + header.descriptor_sectors, *ends)
-
-
-def _with_overhead(file: BlockDevice, header: SparseHeader) -> SparseHeader:
-    """The first sector of the grains may be too high: then grains lie below it, behind the tables."""
-    if header.compressed:
-        return header
-    if any(_worth(file, header, directory) != 2 for directory in _directories(header)):
-        return header
-    expected = -(-_metadata_end(header) // header.grain) * header.grain
-    if header.overhead <= expected:
-        return header
-    lowest = _lowest_entry(file, header)
-    if lowest is not None and _metadata_end(header) <= lowest < header.overhead:
-        return replace(header, overhead=min(expected, lowest))
-    return header
-
-
-def _lowest_entry(file: BlockDevice, header: SparseHeader) -> int | None:
-    """Of the first tables."""
-    first = header.directory + header.directory_sectors
-    count = min(header.tables, _SAMPLE)
-    entries = u32s(read(file, first * SECTOR, count * TABLE_SECTORS * SECTOR))
-    return min((entry for entry in entries if entry > 1), default=None)
 
 
 # -- what it must have said ------------------------------------------------------------------------
@@ -254,13 +179,15 @@ def _best(
     best: SparseHeader | None = None
     rank: tuple[int, int, int] = (0, 0, 0)
     for candidate in _candidates(file, said, sectors, room):
-        worth = [_worth(file, candidate, directory) for directory in _directories(candidate)]
+        worth = [worth_of(file, candidate, directory) for directory in directories_of(candidate)]
         # One copy may be destroyed itself; then the place of the other must be the layout's.
-        if not any(worth) or (0 in worth and not _follows_layout(candidate)) or (whole and max(worth) < 2):
+        if not any(worth) or (0 in worth and not follows_layout(candidate)) or (whole and max(worth) < 2):
+            continue
+        if not can_have_moved(said, candidate, worth):
             continue
         changed = len(_differing(said, candidate))
         # Exactly as many tables fit between the two directories as the capacity needs.
-        fits = int(_follows_layout(candidate))
+        fits = int(follows_layout(candidate))
         mine = (sum(worth) + fits, int(candidate.capacity == sectors), -changed)
         if mine > rank:
             best, rank = candidate, mine
@@ -319,7 +246,7 @@ def _placed(file: BlockDevice, base: SparseHeader, said: SparseHeader, first: in
 def _finished(file: BlockDevice, header: SparseHeader, said: SparseHeader) -> Iterator[SparseHeader]:
     if max(header.directory, header.redundant_directory) >= 1 << 53:
         return
-    end = _metadata_end(header)
+    end = metadata_end(header)
     expected = -(-end // header.grain) * header.grain
     overhead = said.overhead if end <= said.overhead <= max(expected, 1) else expected
     if end <= said.overhead <= file.capacity // SECTOR and said.overhead >= expected:
@@ -329,7 +256,7 @@ def _finished(file: BlockDevice, header: SparseHeader, said: SparseHeader) -> It
         SparseHeader.parse(made.pack(), file.name).check_layout(file.capacity, file.name)
     except (FormatError, struct.error):
         return
-    yield _with_overhead(file, made)
+    yield with_overhead(file, made)
 
 
 def _best_stream(
