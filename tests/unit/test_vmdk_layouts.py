@@ -307,6 +307,17 @@ def test_tables_that_overlap_in_front() -> None:
         piped(bytes(data))
 
 
+@pytest.mark.parametrize("entry", [0, 1, 4711])
+def test_tables_behind_the_grains_that_do_not_name_them(entry: int) -> None:
+    """Whoever reads at random goes by the tables: from a pipe the disk must not look otherwise."""
+    data = bytearray(behind(GRAINS, SECTORS))
+    named = struct.pack("<I", place_of(bytes(data), 700) // SECTOR)
+    at = data.rindex(named)
+    struct.pack_into("<I", data, at, entry)
+    with pytest.raises(CorruptDisk, match="lacks a part"):
+        piped(bytes(data))
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_receiving(tmp_path: Path, layout: str, workers: int) -> None:

@@ -97,6 +97,8 @@ class StreamReader:
         #: Grains that the tables name; None where they do not tell.
         self._named: int | None = None
         self._behind: int | None = 0
+        #: Where the grains came, and where the tables behind them say that they are: sums of sectors.
+        self._places = self._named_places = 0
         self._tables_came = False
         self._in_tables = False
         self._skipped = 0
@@ -193,6 +195,7 @@ class StreamReader:
             self._seen[group] = seen | 1 << at
         self._highest = max(self._highest, number)
         self._grains += 1
+        self._places += place // SECTOR
         self._reach = max(self._reach, min(self.capacity, (number + 1) * self.grain))
 
     # -- metadata ----------------------------------------------------------------------------------
@@ -239,7 +242,9 @@ class StreamReader:
             self._behind = None
         elif self._behind is not None:
             entries = u32s(tables)
-            self._behind += len(entries) - entries.count(0) - entries.count(1)
+            zeroed = entries.count(1)
+            self._behind += len(entries) - entries.count(0) - zeroed
+            self._named_places += sum(entries) - zeroed
 
     def _check_footer(self, data: bytes) -> None:
         where = f"{self.name}, footer"
@@ -267,10 +272,7 @@ class StreamReader:
             whole = self._grains == self._named
         else:
             whole = self._tables_came or (end is not None and self.header.directory != GD_AT_END)
-        # Xen Orchestra writes every table twice.
-        if whole and self._behind and self._grains * 2 != self._behind != self._grains:
-            whole = False
-        if not whole:
+        if not whole or not self._tables_agree():
             self._break_off()
         trailing = 0
         if end is None:
@@ -280,6 +282,15 @@ class StreamReader:
         self.summary = StreamSummary(
             self._grains, self._in.position, end is not None, trailing, tuple(self._notes)
         )
+
+    def _tables_agree(self) -> bool:
+        """The tables behind the grains, if their length was told, name those that came and where they came:
+        whoever reads by them must see the same disk."""
+        if self._named is not None or self._behind is None or not self._tables_came:
+            return True
+        # Xen Orchestra writes every table twice.
+        came = (self._grains, self._places)
+        return (self._behind, self._named_places) in (came, (came[0] * 2, came[1] * 2))
 
     def _break_off(self) -> NoReturn:
         named = "" if self._named is None else f" of {self._named}"
