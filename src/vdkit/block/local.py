@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vdkit.block import punch
 from vdkit.block.file import FileDevice
+from vdkit.block.filelock import is_locked, mark_writer
 from vdkit.block.memory import split_name
 from vdkit.errors import (
     AlreadyExists,
@@ -134,6 +135,8 @@ class FolderStore:
                 )
             if not stat.S_ISREG(status.st_mode):
                 raise _not_a_file(what, status.st_mode)
+            if writable:
+                mark_writer(descriptor)
             return FileDevice(descriptor, name=what, capacity=status.st_size, writable=writable)
         except BaseException:
             os.close(descriptor)
@@ -149,6 +152,7 @@ class FolderStore:
                 raise from_os_error(error, f"{what}: creating") from error
             try:
                 os.ftruncate(descriptor, size)
+                mark_writer(descriptor)
                 return FileDevice(descriptor, name=what, capacity=size, writable=True, folder=os.dup(folder))
             except BaseException as error:
                 os.close(descriptor)
@@ -168,6 +172,18 @@ class FolderStore:
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise _not_a_file(f"{self.name}/{name}", mode)
         return True
+
+    def is_written(self, name: str) -> bool:
+        """Whether somebody, in this process or another, has a file open for writing and says so."""
+        with self._parent_of(name) as (folder, base):
+            try:
+                descriptor = os.open(base, os.O_RDONLY | _OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+            except OSError as error:
+                raise from_os_error(error, f"{self.name}/{name}: opening") from error
+            try:
+                return is_locked(descriptor)
+            finally:
+                os.close(descriptor)
 
     def list(self, folder: str = "") -> list[str]:
         parts = split_name(self.name, folder) if folder else ()

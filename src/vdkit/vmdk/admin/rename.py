@@ -21,10 +21,11 @@ from vdkit.block.local import FolderStore
 from vdkit.block.store import Store
 from vdkit.errors import AlreadyExists, NotSupported, UsageError, VixError
 from vdkit.vmdk.admin.copyover import Copies, drop_files
-from vdkit.vmdk.admin.subject import Subject, children_of, read_subject, refuse_locked
+from vdkit.vmdk.admin.subject import Subject, read_subject, refuse_locked
 from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.embedded import descriptor_room, rewrite_embedded
 from vdkit.vmdk.extentline import check_text
+from vdkit.vmdk.inuse import children_of
 from vdkit.vmdk.kinds import ExtentForm, extent_form
 from vdkit.vmdk.names import Place, base_name, extent_place, hint_for, parent_place, stem
 from vdkit.vmdk.textfile import rewrite_text, write_text
@@ -81,7 +82,7 @@ def rename_disk(
 
 
 def _refuse_children(subject: Subject, *, force: bool) -> None:
-    children = [] if force else children_of(subject)
+    children = [] if force else children_of(subject.place, subject.descriptor.cid)
     if children:
         raise NotSupported(
             f"{subject.place}: it is the parent of {', '.join(children)}, which would no longer find it",

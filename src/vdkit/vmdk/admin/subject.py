@@ -1,24 +1,22 @@
 """The disk that an operation is about: its files, and what forbids touching them.
 
-Source of facts: VMware's "Virtual Disk Format 5.0", and the ``.lck`` files and folders that VMware's hosted
-products put beside a disk in use.
+Source of facts: VMware's "Virtual Disk Format 5.0".
 """
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vdkit.errors import FileLocked, NotSupported, VixError
+from vdkit.errors import NotSupported
 from vdkit.vmdk.cid import NO_PARENT
 from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.extentline import ExtentLine
 from vdkit.vmdk.header import SparseHeader
+from vdkit.vmdk.inuse import children_of, refuse_in_use
 from vdkit.vmdk.link import read_descriptor
-from vdkit.vmdk.names import Place, base_name, extent_place, parent_place
+from vdkit.vmdk.names import Place, extent_place
 
 #: Added to the name of a file that is not complete yet; one that is found was left by a run that was killed.
 BESIDE = ".vdkit-new"
@@ -78,16 +76,8 @@ def read_subject(place: Place, allow_paths: Sequence[str]) -> Subject:
 
 
 def refuse_locked(subject: Subject) -> None:
-    """Raises FileLocked if a VMware product has one of the files open."""
-    for place in subject.files:
-        names = place.store.list(place.folder)
-        lock = f"{base_name(place.name)}.lck"
-        inside = f"{lock}/" in names and place.store.list(place.beside(lock).name)
-        if lock in names or inside:
-            raise FileLocked(
-                f"{place}: in use, says {lock}",
-                remedy=f"close the machine or program that uses it; if there is none, remove {lock}",
-            )
+    """Raises FileLocked if somebody has one of the files open for writing."""
+    refuse_in_use(subject.files)
 
 
 def refuse_tracked(subject: Subject) -> None:
@@ -99,42 +89,9 @@ def refuse_tracked(subject: Subject) -> None:
 
 
 def refuse_parent(subject: Subject, what: str) -> None:
-    children = children_of(subject)
+    children = children_of(subject.place, subject.descriptor.cid)
     if children:
         raise NotSupported(
             f"{subject.place}: it is the parent of {', '.join(children)}, {what}",
             remedy="consolidate the children first, or force it",
         )
-
-
-def children_of(subject: Subject) -> list[str]:
-    """Names of the disks in the same folder that have this one as their parent.
-
-    By the hint; where that leads nowhere, by the content id.
-    """
-    place = subject.place
-    found = []
-    for entry in place.store.list(place.folder):
-        other = place.beside(entry)
-        if entry.endswith("/") or other.name == place.name:
-            continue
-        with suppress(VixError):  # no descriptor, or none that can be read
-            descriptor = read_descriptor(other)[0]
-            if descriptor.parent_cid != NO_PARENT and _is_parent(subject, other, descriptor):
-                found.append(other.name)
-    return found
-
-
-def _is_parent(subject: Subject, other: Place, descriptor: Descriptor) -> bool:
-    hint = descriptor.parent_hint
-    if hint is not None:
-        name = posixpath.basename(hint.replace("\\", "/"))
-        with suppress(VixError):
-            named = parent_place(other, hint, ())
-            if named.name == subject.place.name:
-                return True
-            if named.store.exists(named.name):
-                return False
-        if name == base_name(subject.place.name):
-            return True
-    return descriptor.parent_cid == subject.descriptor.cid

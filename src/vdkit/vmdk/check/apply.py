@@ -16,10 +16,10 @@ from vdkit.vmdk.check.context import Context, read
 from vdkit.vmdk.check.headercheck import CRLF_TEST
 from vdkit.vmdk.check.patch import Patch, PatchedFiles
 from vdkit.vmdk.check.subject import Subject, look_at_link
-from vdkit.vmdk.check.undo import DONE, mark, write_undo
+from vdkit.vmdk.check.undo import DONE, mark, undo_repair, write_undo
 from vdkit.vmdk.header import MAGIC, UNFINISHED_MAGIC
 from vdkit.vmdk.kinds import SECTOR
-from vdkit.vmdk.names import Place, base_name, stem
+from vdkit.vmdk.names import Place, base_name, hint_for, parent_place, stem
 
 _CHUNK = 1 << 20
 
@@ -34,11 +34,16 @@ def apply_in_place(place: Place, files: PatchedFiles, undo: str, ctx: Context) -
                 remedy="make a repaired copy",
             )
     write_undo(place.store, undo, place.name, {other.name: patch for other, patch in changed.items()})
-    ordered = sorted(changed, key=lambda other: other == place)
-    for other in ordered:
-        ctx.step(str(other), 0, 1)
-        _apply(other.store, other.name, changed[other])
-    mark(place.store, undo, DONE)
+    try:
+        for other in sorted(changed, key=lambda other: other == place):
+            ctx.step(str(other), 0, 1)
+            _apply(other.store, other.name, changed[other])
+        mark(place.store, undo, DONE)
+    except VixError:
+        # A full file system, say. If putting back fails as well, the undo file stays for another try.
+        with suppress(VixError):
+            undo_repair(place.store, undo)
+        raise
 
 
 def _apply(store: Store, name: str, patch: Patch) -> None:
@@ -77,7 +82,7 @@ def copy_repaired(place: Place, files: PatchedFiles, target: str, ctx: Context, 
     for name in names.values():
         if name != ready and store.exists(name):
             raise AlreadyExists(f"{store.name}/{name}: exists already", remedy="choose another name")
-    text = _renamed(subject, names, goal)
+    text = _renamed(subject, names, goal, ctx)
     made: list[str] = [] if ready is None else [ready]
     try:
         # The descriptor comes last: before, nothing takes the files for a disk.
@@ -111,8 +116,8 @@ def _names(subject: Subject, target: str) -> dict[Place, str]:
     return names
 
 
-def _renamed(subject: Subject, names: dict[Place, str], goal: Place) -> bytes | None:
-    """The descriptor with the new names of the extent files."""
+def _renamed(subject: Subject, names: dict[Place, str], goal: Place, ctx: Context) -> bytes | None:
+    """The descriptor with the new names of the extent files, and its parent as seen from the copy."""
     descriptor = subject.descriptor
     if descriptor is None:
         return None
@@ -126,6 +131,11 @@ def _renamed(subject: Subject, names: dict[Place, str], goal: Place) -> bytes | 
         )
         lines.append(line if line.file_name is None or name is None else line.renamed(name))
     descriptor.replace_extents(lines)
+    hint = descriptor.parent_hint
+    if hint is not None and subject.has_parent and goal.folder != subject.place.folder:
+        with suppress(VixError):  # one that leads nowhere stays as it is
+            parent = parent_place(subject.place, hint, ctx.allow_paths)
+            descriptor.set("parentFileNameHint", hint_for(goal, parent))
     text = descriptor.to_bytes()
     if subject.embedded is not None and len(text) > subject.embedded[1]:
         return None  # the name inside means nothing: the old one may stay

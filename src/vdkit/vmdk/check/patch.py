@@ -42,6 +42,8 @@ class Patch(BaseWritableDevice):
         return RangeSet(
             [(number * SECTOR, SECTOR) for number in self._sectors]
             + [(target, length) for target, (_, length) in self._copies.items()]
+            # What was cut off and made again reads as zeroes, whatever the base has there.
+            + [(self._kept, max(0, self.base.capacity - self._kept))]
         ).clip(0, self.capacity)
 
     @property

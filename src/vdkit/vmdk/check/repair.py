@@ -7,6 +7,7 @@ Format 5.0".
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from vdkit.block.store import Store
 from vdkit.block.workers import CancelToken
@@ -20,10 +21,9 @@ from vdkit.vmdk.check.patch import PatchedFiles
 from vdkit.vmdk.check.report import CheckReport, Progress, Severity
 from vdkit.vmdk.check.subject import look_at_link
 from vdkit.vmdk.check.undo import DONE, read_undo, undo_repair
-from vdkit.vmdk.descriptor import looks_like_descriptor
-from vdkit.vmdk.header import MAGIC
+from vdkit.vmdk.inuse import children_of, refuse_in_use
 from vdkit.vmdk.link import read_descriptor
-from vdkit.vmdk.names import Place, base_name, parent_name, parent_place
+from vdkit.vmdk.names import Place, parent_place
 
 #: Notes that a repair does something about, besides errors.
 _MENDED_NOTES = {"unclean"}
@@ -68,8 +68,10 @@ def repair_disk(
     * ``parent_name`` and ``parent_cid`` are for the lost descriptor of a child, ``create_type`` for that of a
       flat disk.
 
-    Raises CorruptDisk if the disk cannot be repaired (nothing has been written then), UsageError,
-    NotSupported, AlreadyExists, what :func:`~vdkit.vmdk.check.check_disk` raises, and StoreError, Cancelled.
+    Raises CorruptDisk if the disk cannot be repaired (nothing has been written then), UsageError, FileLocked
+    (in place, while somebody writes the disk), NotSupported, AlreadyExists, what
+    :func:`~vdkit.vmdk.check.check_disk` raises, and StoreError, Cancelled. In place, what fails half-way is
+    put back.
     """
     if (target is not None) + in_place + dry_run != 1:
         raise UsageError(
@@ -138,6 +140,8 @@ class _Repair:
             )
         if before.counts.get("text-mode-transfer"):
             self._undo_text_mode()
+        if self._undo is not None:
+            self._refuse_in_use()
         try:
             LinkMender(self._ctx, self._files, self._options, self._outcome).run(self._place)
             after = self._check(self._files)
@@ -153,6 +157,12 @@ class _Repair:
             self._drop_unmangled()
             raise
         return self._report(before, after, changed, dry_run=dry_run)
+
+    def _refuse_in_use(self) -> None:
+        """The tables of a disk that somebody writes are not damaged but unfinished."""
+        subject = look_at_link(Context(Files(), self._ctx.allow_paths), self._place)
+        extents = [view.place for view in subject.extents if view.place is not None and not view.missing]
+        refuse_in_use(dict.fromkeys([self._place, *extents]))
 
     def _check(self, files: Files) -> CheckReport:
         ctx = Context(files, self._ctx.allow_paths, True, self._ctx.progress, self._ctx.cancel)
@@ -255,34 +265,12 @@ def _finish_earlier(store: Store, name: str, undo: str) -> None:
 
 
 def _refuse_children(place: Place) -> None:
-    children = children_beside(place)
+    cid = None
+    with suppress(VixError):  # the descriptor may be what is damaged
+        cid = read_descriptor(place)[0].cid
+    children = children_of(place, cid)
     if children:
         raise NotSupported(
             f"{place}: it is the parent of {', '.join(children[:3])}",
             remedy="repair a copy, or force it: what its children show may change",
         )
-
-
-def children_beside(place: Place) -> list[str]:
-    """Disks in the same folder that name this one as their parent."""
-    found = []
-    for name in place.store.list(place.folder):
-        other = place.beside(name)
-        if other.name == place.name or not name.casefold().endswith(".vmdk"):
-            continue
-        try:
-            if not _may_be_disk(other):
-                continue
-            hint = read_descriptor(other)[0].parent_hint
-            if hint is not None and parent_name(other, hint) == base_name(place.name):
-                found.append(name)
-        except VixError:
-            continue
-    return found
-
-
-def _may_be_disk(place: Place) -> bool:
-    with place.open() as file:
-        data = bytearray(min(4096, file.capacity))
-        file.read_into(0, data)
-    return data.startswith(MAGIC) or looks_like_descriptor(bytes(data))

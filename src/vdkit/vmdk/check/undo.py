@@ -94,7 +94,8 @@ def write_undo(store: Store, name: str, disk: str, patches: Mapping[str, Patch])
 def _planned(name: str, patch: Patch) -> UndoFile:
     """What will change of what was there; behind the old end nothing was."""
     old = patch.base.capacity
-    runs = list(patch.changes().clip(0, old))
+    # By sectors: of a repair that was interrupted each is as before or as after, and nothing else.
+    runs = list(patch.changes().clip(0, min(old, patch.capacity)).split(SECTOR))
     if patch.capacity < old:
         runs += [(max(patch.capacity, 0), old - patch.capacity)]
     found = []
@@ -174,13 +175,16 @@ def _parsed(state: bytes, index: bytes, data: int, where: str) -> Undo:
 def undo_repair(store: Store, undo: str, *, force: bool = False) -> None:
     """Put back, byte for byte, what a repair in place has changed, sizes included; then remove the undo file.
 
-    May be interrupted and called again. After a repair that was completed, a disk that has been changed since
-    is refused, unless ``force``: putting back old tables under newer data would destroy it.
+    May be interrupted and called again. A disk that has been changed since is refused, unless ``force``:
+    putting back old tables under newer data would destroy it.
     """
     found = read_undo(store, undo)
-    if found.state == DONE and not force:
-        for file in found.files:
-            _check_untouched(store, file, undo)
+    if not force:
+        if found.state == DONE:
+            for file in found.files:
+                _check_untouched(store, file, undo)
+        else:
+            _check_between(store, found, undo)
     if found.state == DONE:
         # From now on the disk is neither as before nor as repaired: an interruption is made good by going on.
         mark(store, undo, OPEN)
@@ -201,10 +205,45 @@ def _check_untouched(store: Store, file: UndoFile, undo: str) -> None:
     except NotFound:
         same = False
     if not same:
-        raise UsageError(
-            f"{store.name}/{file.name}: changed since it was repaired",
-            remedy=f"undoing the repair with {undo} would destroy what was written since (force does it)",
-        )
+        raise _changed_since(store, file, undo)
+
+
+def _changed_since(store: Store, file: UndoFile, undo: str) -> UsageError:
+    return UsageError(
+        f"{store.name}/{file.name}: changed since it was repaired",
+        remedy=f"undoing the repair with {undo} would destroy what was written since (force does it); "
+        f"to keep the disk as it is, remove {undo}",
+    )
+
+
+def _check_between(store: Store, found: Undo, undo: str) -> None:
+    """After a repair, or its undoing, that was interrupted: each run is as before or as after."""
+    position = found.data
+    with store.open(undo) as source:
+        for file in found.files:
+            if not file.existed:
+                continue
+            low, high = sorted((file.size, file.new_size))
+            with store.open(file.name) as device:
+                if not low <= device.capacity <= high:
+                    raise _changed_since(store, file, undo)
+                for offset, length, crc in file.runs:
+                    if offset < file.new_size and not _is_either(
+                        device, offset, min(length, low - offset), source, position, crc
+                    ):
+                        raise _changed_since(store, file, undo)
+                    position += length
+
+
+def _is_either(
+    device: BlockDevice, offset: int, length: int, source: BlockDevice, position: int, crc: int
+) -> bool:
+    now, before = bytearray(length), bytearray(length)
+    device.read_into(offset, now)
+    if zlib.crc32(now) == crc:
+        return True
+    source.read_into(position, before)
+    return now == before
 
 
 def _restore(store: Store, undo: str, found: Undo) -> None:
