@@ -14,11 +14,11 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from vdkit.block.file import FileDevice
+from vdkit.block.file import Descriptor, FileDevice
 from vdkit.block.local import FolderStore, open_file
 from vdkit.errors import CorruptDisk, StoreError, from_os_error
 
@@ -72,6 +72,10 @@ class DirectFile(FileDevice):
     def io_batch(self) -> int:
         return BUFFER_BYTES
 
+    def hold(self, let_go: Callable[[], None]) -> Descriptor | None:  # noqa: ARG002
+        """None: reads past this device would go through the page cache."""
+        return None
+
     def _read_vectors(self, offset: int, views: list[memoryview]) -> None:
         for view in views:
             if _is_aligned(offset, view):
@@ -83,9 +87,10 @@ class DirectFile(FileDevice):
     def _read_whole(self, offset: int, view: memoryview) -> None:
         done = 0
         while done < len(view):
-            done += self._pread(offset + done, view[done:])
-            if done % BLOCK and done < len(view):  # a short read: go on from the last whole block
-                done -= done % BLOCK
+            count = self._pread(offset + done, view[done:])
+            if count < min(BLOCK, len(view) - done):
+                self._refuse_end(offset + done + count)
+            done += count if done + count == len(view) else count // BLOCK * BLOCK
 
     def _read_bounced(self, offset: int, view: memoryview) -> None:
         done = 0

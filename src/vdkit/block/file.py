@@ -80,12 +80,10 @@ class FileDevice(BaseWritableDevice):
 
     def hold(self, let_go: Callable[[], None]) -> Descriptor | None:
         """The open file, for reads past this device; None if it is writable. ``let_go`` is called when the
-        device closes, and must drop it."""
-        held = self._descriptor
-        if not isinstance(held, Descriptor):
-            return None
+        device closes, and must drop it; who keeps it while that may have begun asks ``closed`` afterwards."""
         self._holders.append(let_go)
-        return held
+        held = self._descriptor
+        return held if isinstance(held, Descriptor) else None
 
     def _read_into(self, offset: int, view: memoryview) -> None:
         self._read_vectors(offset, [view])

@@ -30,7 +30,8 @@ _MAX_BYTES = 8 << 20
 #: A window's number is a source in its upper bits and an offset below; 0 reads as zeroes.
 _SHIFT = 48
 _MASK = (1 << _SHIFT) - 1
-_MAX_SOURCES = 1 << 15
+#: Files that get numbers of their own; there are 16 bits, and the links need some of them.
+_MAX_SOURCES = (1 << 16) - 256
 _ZEROES = bytes(1 << 20)
 
 Reader = Callable[[int, WritableBuffer], None]
@@ -53,8 +54,12 @@ class Placed(Protocol):
 
     @property
     def place_unit(self) -> int | None:
-        """Its placements begin at multiples of this many bytes; 0 where it has but one, whose map
-        may be finer; None if it cannot say."""
+        """Its placements begin at multiples of this many bytes; 0 where it has but one; None if it cannot
+        say."""
+
+    @property
+    def finer_map(self) -> bool:
+        """True if its map may tell of zeroes, holes of a flat file, where its placements tell of data."""
 
     def placements(self, offset: int, length: int) -> Iterator[Placement]:
         """Like ``extents``, neighbours of one kind not joined."""
@@ -97,8 +102,8 @@ class _Source(NamedTuple):
 class _Window(NamedTuple):
     """Runs of a window: where each begins, in bytes, and the number of its first unit."""
 
-    starts: list[int]
-    values: list[int]
+    starts: array[int]
+    values: array[int]
     length: int
 
 
@@ -109,7 +114,7 @@ class MergedLinks(BaseDevice):
         super().__init__(name=links[0].name, capacity=links[0].capacity, sector_size=links[0].sector_size)
         self._links = tuple(links)
         # Whose map says no more than the placements: not a flat file's, which has holes.
-        self._exact = [isinstance(link, Placed) and link.place_unit != 0 for link in links]
+        self._exact = [isinstance(link, Placed) and not link.finer_map for link in links]
         self._unit = unit
         self._span = unit * _UNITS
         self._max_windows = max(8, _MAX_BYTES // (_UNITS * 8))
@@ -153,7 +158,7 @@ class MergedLinks(BaseDevice):
                 if run.kind is ExtentKind.ZERO:
                     table[at : at + count] = array("Q", [(level + 1) << _SHIFT]) * count
                     continue
-                value = self._source(level, run) << _SHIFT | (run.position if run.file else run.offset)
+                value = self._value(level, run)
                 table[at : at + count] = array("Q", range(value, value + count * unit, unit))
         window = self._runs_of(table, length)
         if length % unit:
@@ -167,7 +172,7 @@ class MergedLinks(BaseDevice):
         return window
 
     def _runs_of(self, table: array[int], length: int) -> _Window:
-        window = _Window([], [], length)
+        window = _Window(array("Q"), array("Q"), length)
         position = 0
         while position < len(table):
             value = table[position]
@@ -177,17 +182,27 @@ class MergedLinks(BaseDevice):
             position = run_end(table, position, len(table), step)
         return window
 
-    def _source(self, level: int, run: Placement) -> int:
+    def _value(self, level: int, run: Placement) -> int:
+        """The number of the run's first unit; of the link, where the file or its offset has none."""
+        file = run.file
+        if file is not None and run.position + run.length <= _MASK:
+            source = self._numbers.get((level, id(file)))
+            if source is None and len(self._sources) < _MAX_SOURCES:
+                source = self._new_source(level, file)
+            if source is not None:
+                return source << _SHIFT | run.position
         link = self._links[level]
-        device = run.file or link
-        key = (level, id(device))
-        known = self._numbers.get(key)
-        if known is None:
-            known = self._numbers[key] = len(self._sources)
-            self._sources.append(_Source(device, level))
-            held = device.hold(self._let_go) if isinstance(device, FileDevice) else None
-            self._held.append(-1 if held is None else held)
-        return known
+        source = self._numbers.get((level, id(link)))
+        return (self._new_source(level, link) if source is None else source) << _SHIFT | run.offset
+
+    def _new_source(self, level: int, device: BlockDevice) -> int:
+        number = self._numbers[level, id(device)] = len(self._sources)
+        self._sources.append(_Source(device, level))
+        held = device.hold(self._let_go) if isinstance(device, FileDevice) else None
+        self._held.append(-1 if held is None else held)
+        if isinstance(device, FileDevice) and device.closed:
+            self._let_go()  # its closing has begun, and may have looked before this was held
+        return number
 
     def _runs(self, offset: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """``(offset, length, source, position)`` of what is there, cut at windows."""

@@ -3,7 +3,9 @@
 Its files are written under their names with a suffix, and are renamed at the end: data first, the file that
 the disk is opened by last. So a process that is killed at any moment, and a machine that loses power, leaves
 no half disk under the name that was asked for; what it leaves has the suffix and is written over by the next
-attempt. A file that is being written is locked, so that two attempts at once do not spoil each other.
+attempt. The files of a disk that is replaced go when the new one is there, so that one of the two is always
+complete, if need be under names with a suffix. A file that is being written is locked, so that two attempts
+at once do not spoil each other.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -35,6 +37,8 @@ from vdkit.vmdk import Disk, DiskInfo, list_files
 
 #: Ends the names of files that are not complete.
 SUFFIX: Final = ".vdkit-partial"
+#: Ends the names of an old disk's files for the moment in which the new one takes theirs.
+OLD: Final = ".vdkit-old"
 #: The file system keeps no locks: two attempts at once cannot be told apart there.
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -79,7 +83,7 @@ class PartialStore:
 
     def _remedy(self) -> str:
         """A kill between two renames leaves data under its final name, and the rest with the suffix."""
-        left = [name for name in self._inner.list() if name.endswith(SUFFIX)]
+        left = [name for name in self._inner.list() if name.endswith((SUFFIX, OLD))]
         if not left:
             return "choose another name or remove it first"
         return f"remove it first if it belongs to an attempt that was killed and left {', '.join(left[:4])}"
@@ -155,28 +159,47 @@ class PartialStore:
     # -- the end ---------------------------------------------------------------------------------
 
     def publish(self, last: str) -> None:
-        """Give every file its name, ``last`` after all others, and remove what is left of the old disk."""
+        """Give every file its name, ``last`` after all others, and remove what is left of the old disk.
+
+        What fails on the way is taken back: then the old disk is there as it was.
+        """
         others = sorted(name for name in self._claims if name != last)
         taken = [name for name in others if name in self._replaced]
-        if taken and self._inner.exists(last):
-            # Old and new share names of data files: no moment may show the old descriptor over new data.
-            self._inner.remove(last)
-        done: list[str] = []
+        # Where old and new share names of data files, no moment may show the old descriptor over new data.
+        aside = [name for name in (last, *taken) if self._inner.exists(name)] if taken else []
         try:
+            for name in aside:  # what has that name was left by a kill, behind a disk that is complete
+                self._inner.rename(name, name + OLD, replace=True)
             for name in [*others, last]:
                 self._inner.rename(name + SUFFIX, name, replace=name in self._replaced)
-                done.append(name)
-                os.close(self._claims.pop(name))
         except BaseException:
-            if not taken:  # else the old disk is gone, and what is left of the new one is all there is
-                for name in done:
-                    with suppress(VixError):
-                        self._inner.remove(name)
-                self.abandon()
+            if last in self._replaced and not aside and self._arrived(last):
+                raise  # it took the old one's place in one step: the new disk is complete, the old one gone
+            self._take_back([last, *others], aside)
             raise
-        for name in sorted(self._replaced - set(done)):
+        for name in aside:
+            self._inner.remove(name + OLD)
+        for name in sorted(self._replaced - set(others) - {last}):
             with suppress(NotFound):
                 self._inner.remove(name)
+
+    def _arrived(self, name: str) -> bool:
+        """True if it has its own name; asked rather than noted, since a renaming may fail once it is done."""
+        return not self._inner.exists(name + SUFFIX)
+
+    def _take_back(self, names: Sequence[str], aside: Sequence[str]) -> None:
+        """Undo the renamings that were done, descriptors first out of sight and last to come back.
+
+        If that fails too, all files stay: those of the old disk and those of the new one.
+        """
+        with suppress(VixError):
+            for name in names:
+                if self._arrived(name):
+                    self._inner.rename(name, name + SUFFIX)
+            for name in reversed(aside):
+                if not self._inner.exists(name):
+                    self._inner.rename(name + OLD, name)
+            self.abandon()
 
     def abandon(self) -> None:
         """Remove every file that has not got its name."""

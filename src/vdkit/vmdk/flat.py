@@ -49,6 +49,10 @@ class FlatExtent(BaseWritableDevice):
     def place_unit(self) -> int | None:
         return 0
 
+    @property
+    def finer_map(self) -> bool:
+        return True
+
     def placements(self, offset: int, length: int) -> Iterator[Placement]:
         """All of it is in the file, holes too."""
         yield Placement(offset, length, ExtentKind.DATA, self._file, self._start + offset)
@@ -92,6 +96,10 @@ class ZeroExtent(BaseDevice):
     @property
     def place_unit(self) -> int | None:
         return 0
+
+    @property
+    def finer_map(self) -> bool:
+        return False
 
     def placements(self, offset: int, length: int) -> Iterator[Placement]:
         yield Placement(offset, length, ExtentKind.ZERO)

@@ -215,6 +215,10 @@ class GrainExtent(BaseWritableDevice):
     def place_unit(self) -> int | None:
         return self._grain
 
+    @property
+    def finer_map(self) -> bool:
+        return False
+
     def placements(self, offset: int, length: int) -> Iterator[Placement]:
         """Where the grains lie; a run that leaves the file is left to ``read_into``, which says so."""
         top = self._file.capacity

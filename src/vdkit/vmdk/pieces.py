@@ -64,6 +64,10 @@ class Pieces(BaseWritableDevice):
     def place_unit(self) -> int | None:
         return common_unit(self._extent_devices, self._starts)
 
+    @property
+    def finer_map(self) -> bool:
+        return any(getattr(extent, "finer_map", False) for extent in self._extent_devices)
+
     def placements(self, offset: int, length: int) -> Iterator[Placement]:
         for extent, inside, at, step in self._parts(offset, length):
             for run in self._placers[id(extent)](inside, step):

@@ -229,6 +229,10 @@ class StreamExtent(BaseDevice):
     def place_unit(self) -> int | None:
         return self._grain
 
+    @property
+    def finer_map(self) -> bool:
+        return False
+
     def placements(self, offset: int, length: int) -> Iterator[Placement]:
         """Compressed bytes lie nowhere as they are: all data is left to ``read_into``."""
         for begin, size, entry in self._map_runs(offset, length):
