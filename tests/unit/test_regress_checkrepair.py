@@ -249,3 +249,17 @@ def test_what_follows_a_stream_is_really_made_an_end_marker() -> None:
     assert get(store, "disk.vmdk") == data + bytes(SECTOR)
     undo_repair(store, "disk.vmdk.undo")
     assert get(store, "disk.vmdk") == data + b"x" * 100
+
+
+def test_half_a_grain_that_is_given_up_is_said_to_be_lost() -> None:
+    store = MemoryStore()
+    good_sparse(store)
+    with open_disk(store, "disk.vmdk", writable=True) as disk:
+        disk.write_from(5 * GRAIN, b"x" * GRAIN)  # the last one in the file
+    editor = Editor(store)
+    editor.gte(5, 0, redundant=True)
+    editor.data = editor.data[: -GRAIN // 2]
+    editor.save()
+    report = repair_disk(store, "disk.vmdk", in_place=True)
+    assert report.lost == ((5 * GRAIN, GRAIN),)
+    assert contents(store, "disk.vmdk") == CONTENT

@@ -212,8 +212,8 @@ def check_pair(ctx: Context, child: Subject, parent: Subject) -> None:
             f"{format_cid(found)}: the parent was changed after the child was made, or is another disk",
             expected=format_cid(expected),
             found=format_cid(found),
-            repair="only if you are sure (fix_cid): take the parent's present id; if the parent's content "
-            "did change, the guest's file systems will be damaged",
+            repair="only if you are sure (--fix-cid, fix_cid=True): take the parent's present id; "
+            "if the parent's content did change, the guest's file systems will be damaged",
         )
     if child.capacity != parent.capacity:
         ctx.error(

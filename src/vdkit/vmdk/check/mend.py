@@ -53,8 +53,7 @@ class LinkMender:
             self._outcome.blocked.append(f"{place}: the descriptor names no extents")
         for view in subject.extents:
             self._extent(subject, view)
-        if self._options.fix_cid:
-            self._fix_cid(self._look(place))
+        self._fix_cid(self._look(place))
 
     def _look(self, place: Place) -> Subject:
         quiet = Context(self._files, self._ctx.allow_paths, True, None, self._ctx.cancel)
@@ -184,9 +183,16 @@ class LinkMender:
             place = parent_place(subject.place, descriptor.parent_hint, self._ctx.allow_paths)
             parent = read_descriptor(place)[0]
         except VixError as error:
-            self._outcome.blocked.append(f"{subject.place}: the parent cannot be read: {error.message}")
+            if self._options.fix_cid:
+                self._outcome.blocked.append(f"{subject.place}: the parent cannot be read: {error.message}")
             return
         if parent.cid == descriptor.parent_cid:
+            return
+        if not self._options.fix_cid:
+            self._outcome.blocked.append(
+                f"{subject.place}: the parent has another content id; use the right parent: "
+                "taking this one all the same needs fix_cid"
+            )
             return
         old = descriptor.parent_cid
         descriptor.set("parentCID", format_cid(parent.cid), quoted=False)

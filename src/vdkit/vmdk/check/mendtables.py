@@ -171,6 +171,8 @@ class TableMender:
             case Choice.REDUNDANT:
                 if len(self._taken) < _MAX_TAKEN:
                     self._taken[number] = other if shape.fault(number, other) is None else 0
+                if decision.fault is Fault.TRUNCATED and entry <= 1:
+                    self._outcome.lose(*shape.run(number))  # what there was of it
                 self._outcome.say(f"{shape.where}: took entries from the redundant tables")
             case Choice.PRIMARY:
                 usable = shape.fault(number, other) is None

@@ -113,6 +113,10 @@ def _read_subject(ctx: Context, place: Place) -> Subject:
                 return Subject(place, reading)
             if not data.strip(b"\0") and lost_extents(place):
                 return Subject(place, reading, lost=True)
+        if not file.capacity:
+            raise NotADisk(
+                f"{place}: an empty file", remedy="check the path; what was to make it did not finish"
+            )
         raise NotADisk(
             f"{place}: no VMDK (it starts with {magic[:4]!r})",
             remedy="check the disk's descriptor, not its data file",
