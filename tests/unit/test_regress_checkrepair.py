@@ -13,6 +13,7 @@ from admintools import RecordingStore, Step
 from checktools import (
     CONTENT,
     GRAIN,
+    HELD,
     SIZE,
     Editor,
     contents,
@@ -262,4 +263,30 @@ def test_half_a_grain_that_is_given_up_is_said_to_be_lost() -> None:
     editor.save()
     report = repair_disk(store, "disk.vmdk", in_place=True)
     assert report.lost == ((5 * GRAIN, GRAIN),)
+    assert contents(store, "disk.vmdk") == CONTENT
+
+
+def test_an_overhead_that_is_too_high_empties_no_tables_that_lie_among_the_grains() -> None:
+    store = MemoryStore()
+    good_sparse(store)
+    old = Editor(store)
+    header = replace(old.header, flags=1, redundant_directory=0, directory=4096, overhead=4224)
+    made = bytearray(4224 * SECTOR)
+    made[SECTOR : 21 * SECTOR] = old.data[SECTOR : 21 * SECTOR]
+    tables = [bytearray(2048) for _ in range(header.tables)]
+    for number in HELD:
+        struct.pack_into("<I", tables[number // 512], number % 512 * 4, len(made) // SECTOR)
+        start = old.gte(number) * SECTOR
+        made += old.data[start : start + GRAIN].ljust(GRAIN, b"\0")
+    for index, table in enumerate(tables):
+        struct.pack_into("<I", made, 4096 * SECTOR + index * 4, len(made) // SECTOR)
+        made += table.ljust(GRAIN, b"\0")
+    made[:SECTOR] = header.pack()
+    put(store, "disk.vmdk", bytes(made))
+    assert check_disk(store, "disk.vmdk").verdict is Verdict.CLEAN
+    made[:SECTOR] = replace(header, overhead=5000).pack()
+    put(store, "disk.vmdk", bytes(made))
+    report = repair_disk(store, "disk.vmdk", in_place=True)
+    assert report.before.counts.get("header-overhead")
+    assert not report.lost
     assert contents(store, "disk.vmdk") == CONTENT

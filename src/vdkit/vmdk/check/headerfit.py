@@ -110,7 +110,7 @@ def with_overhead(file: BlockDevice, header: SparseHeader) -> SparseHeader:
     if header.compressed:
         return header
     if any(worth_of(file, header, directory) != 2 for directory in directories_of(header)):
-        return header
+        return _with_overhead_by_entries(file, header)
     expected = -(-metadata_end(header) // header.grain) * header.grain
     if header.overhead <= expected:
         return header
@@ -118,6 +118,22 @@ def with_overhead(file: BlockDevice, header: SparseHeader) -> SparseHeader:
     if lowest is not None and metadata_end(header) <= lowest < header.overhead:
         return replace(header, overhead=min(expected, lowest))
     return header
+
+
+def _with_overhead_by_entries(file: BlockDevice, header: SparseHeader) -> SparseHeader:
+    """Where the tables lie anywhere: most grains are below what the header calls the first one."""
+    ends = [directory + header.directory_sectors for directory in directories_of(header)]
+    front = max(1, header.descriptor + header.descriptor_sectors, *ends)
+    places = u32s(read(file, header.directory * SECTOR, min(header.tables, _SAMPLE) * 4))
+    entries = [
+        entry
+        for place in places
+        if place
+        for entry in u32s(read(file, place * SECTOR, TABLE_SECTORS * SECTOR))
+        if entry > 1
+    ]
+    below = [entry for entry in entries if front <= entry < header.overhead]
+    return replace(header, overhead=min(below)) if 2 * len(below) > len(entries) else header
 
 
 def _lowest_entry(file: BlockDevice, header: SparseHeader) -> int | None:
