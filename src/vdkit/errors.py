@@ -379,18 +379,23 @@ def from_os_error(error: OSError, what: str) -> StoreError:
     reason = error.strerror or str(error)
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
-            return NotFound(f"{what}: {reason}")
+            return NotFound(f"{what}: {reason}", remedy="check the path")
         case errno.EEXIST:
             return AlreadyExists(f"{what}: {reason}", remedy="choose another name or remove it first")
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return AccessDenied(f"{what}: {reason}", remedy="check owner and permissions")
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+        case errno.ENOSPC | errno.EDQUOT:
             return DiskFull(f"{what}: {reason}", remedy="free space or choose another place")
+        case errno.EFBIG:
+            return DiskFull(
+                f"{what}: {reason} for this file system or the limit of this process (ulimit -f)",
+                remedy="choose another place, or a type of several files",
+            )
         case errno.EMFILE | errno.ENFILE:
             return StoreError(f"{what}: {reason}", remedy="raise the limit on open files (ulimit -n)")
         case errno.ELOOP:
             return OutsideStore(f"{what}: symbolic links are not followed")
         case errno.EAGAIN | errno.ETXTBSY | errno.EBUSY:
-            return FileLocked(f"{what}: {reason}")
+            return FileLocked(f"{what}: {reason}", remedy="close the program that uses it")
         case _:
             return StoreError(f"{what}: {reason}")

@@ -200,8 +200,8 @@ class DirectStore(FolderStore):
     def open(self, name: str) -> FileDevice:
         return self._directly(super().open(name))
 
-    def open_writable(self, name: str) -> FileDevice:
-        return self._directly(super().open_writable(name))
+    def open_writable(self, name: str, *, shown: str | None = None) -> FileDevice:
+        return self._directly(super().open_writable(name, shown=shown))
 
     def _directly(self, plain: FileDevice) -> FileDevice:
         made = go_direct(plain)

@@ -112,12 +112,13 @@ class FolderStore:
     def open(self, name: str) -> FileDevice:
         return self._open(name, writable=False)
 
-    def open_writable(self, name: str) -> FileDevice:
-        return self._open(name, writable=True)
+    def open_writable(self, name: str, *, shown: str | None = None) -> FileDevice:
+        """``shown`` is what messages call it, for a file that does not have its final name yet."""
+        return self._open(name, writable=True, shown=shown)
 
-    def _open(self, name: str, *, writable: bool) -> FileDevice:
+    def _open(self, name: str, *, writable: bool, shown: str | None = None) -> FileDevice:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | _OPEN_FLAGS | os.O_NOFOLLOW
-        what = f"{self.name}/{name}"
+        what = f"{self.name}/{shown or name}"
         with self._parent_of(name) as (folder, base):
             try:
                 descriptor = os.open(base, flags, dir_fd=folder)

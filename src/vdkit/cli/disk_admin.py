@@ -137,7 +137,7 @@ def _report_sizes(disk: Path, result: AdminResult, *, as_json: bool) -> None:
 
 def rename(
     old: VmdkArgument,
-    new: Annotated[Path, typer.Argument(help="Its new name, in the same folder or another.")],
+    new: Annotated[Path, typer.Argument(help="Its new name, in the same folder or another.", readable=False)],
     force: Annotated[
         bool, typer.Option("--force", help="Even if other disks have it as their parent; they will miss it.")
     ] = False,
@@ -174,8 +174,8 @@ def delete(
 
 
 def attach(
-    parent: Annotated[Path, typer.Argument(help="The disk that is to be the parent.")],
-    child: Annotated[Path, typer.Argument(help="The delta that was made from it.")],
+    parent: Annotated[Path, typer.Argument(help="The disk that is to be the parent.", readable=False)],
+    child: Annotated[Path, typer.Argument(help="The delta that was made from it.", readable=False)],
     check: Annotated[bool, typer.Option("--check", help="Only tell whether it is possible.")] = False,
     force_cid: Annotated[
         bool,

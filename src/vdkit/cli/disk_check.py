@@ -15,29 +15,40 @@ from vdkit.errors import NotSupported, UsageError
 
 if TYPE_CHECKING:
     from vdkit.block.local import FolderStore
+    from vdkit.block.store import Store
     from vdkit.vmdk.check import CheckProgress, CheckReport, Finding, RepairReport
 
 
-DamagedArgument = Annotated[Path | None, typer.Argument(help="A VMDK, which does not have to open.")]
+DamagedArgument = Annotated[
+    Path | None, typer.Argument(help="A VMDK, which does not have to open.", readable=False)
+]
 DeepOption = Annotated[bool, typer.Option("--deep", help="Unpack every grain of a stream.")]
 SingleLinkOption = Annotated[bool, typer.Option("--single-link", help="Leave the parents out.")]
 RepairOption = Annotated[
     bool, typer.Option("--repair", help="Mend the disk: with --to, --in-place or --dry-run.")
 ]
 ToOption = Annotated[
-    Path | None, typer.Option("--to", metavar="NEW", help="Make a repaired copy of this name.")
+    Path | None,
+    typer.Option("--to", metavar="NEW", help="Make a repaired copy of this name.", readable=False),
 ]
 InPlaceOption = Annotated[
     bool, typer.Option("--in-place", help="Change the disk itself, and keep what was there.")
 ]
 UndoOption = Annotated[
     Path | None,
-    typer.Option("--undo", metavar="FILE", help="Where --in-place keeps it [the name with .undo]."),
+    typer.Option(
+        "--undo", metavar="FILE", help="Where --in-place keeps it [the name with .undo].", readable=False
+    ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")]
 UndoRepairOption = Annotated[
     Path | None,
-    typer.Option("--undo-repair", metavar="FILE", help="Take back a repair in place, from its undo file."),
+    typer.Option(
+        "--undo-repair",
+        metavar="FILE",
+        help="Take back a repair in place, from its undo file.",
+        readable=False,
+    ),
 ]
 DuplicateOption = Annotated[
     str, typer.Option("--duplicates", help="Grains with two users: clone or keep-first.")
@@ -123,7 +134,10 @@ def check(
     with errors_exit_with(check_exit_code):
         if undo_repair is not None:
             if disk is not None or repair:
-                raise UsageError("--undo-repair needs its file and nothing else")
+                raise UsageError(
+                    "--undo-repair needs its file and nothing else",
+                    remedy="for example: vdkit check --undo-repair disk.vmdk.undo",
+                )
             _undo(undo_repair, force=force, as_json=as_json)
             return
         if disk is None:
@@ -231,7 +245,11 @@ def _verdict(report: CheckReport) -> str:
             leaked = sum(file.leaked for file in report.files)
             return f"{report.name}: no errors; {human_size(leaked)} of its files are used by nothing.{use}"
         case _:
-            return f"{report.name}: {report.errors} errors, {report.leaks} leaks.{use}"
+            return f"{report.name}: {_count(report.errors, 'error')}, {_count(report.leaks, 'leak')}.{use}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _repair(disk: Path, wanted: _Wanted, allow_paths: list[str], *, as_json: bool) -> int:
@@ -262,11 +280,22 @@ def _repair(disk: Path, wanted: _Wanted, allow_paths: list[str], *, as_json: boo
             progress=tell,
             **wanted.options,
         )
+    whole = _whole(store, report.target or name, report, allow_paths)
     if as_json:
-        print_json({**report.as_json(), "exit_code": report.after.exit_code})
+        print_json({**report.as_json(), "exit_code": whole.exit_code})
     else:
-        _print_repair(disk, report)
-    return report.after.exit_code
+        _print_repair(disk, report, whole)
+    return whole.exit_code
+
+
+def _whole(store: Store, name: str, report: RepairReport, allow_paths: list[str]) -> CheckReport:
+    """A repair is of one link: what is wrong with its parents is still wrong, and must not look mended."""
+    from vdkit.vmdk.check import CheckExit, check_disk
+    from vdkit.vmdk.files import is_child
+
+    if report.dry_run or report.after.exit_code == CheckExit.CORRUPT or not is_child(store, name):
+        return report.after
+    return check_disk(store, name, allow_paths=allow_paths)
 
 
 def _beside(disk: Path, other: Path | None, what: str) -> str | None:
@@ -279,10 +308,10 @@ def _beside(disk: Path, other: Path | None, what: str) -> str | None:
     return other.name
 
 
-def _print_repair(disk: Path, report: RepairReport) -> None:
+def _print_repair(disk: Path, report: RepairReport, whole: CheckReport) -> None:
     verb = "would be" if report.dry_run else "was"
     if not report.is_changed:
-        print_text(f"{disk}: there was nothing to mend.")
+        print_text(f"{disk}: there was nothing to mend in it.")
     for title, items in (
         (f"what {verb} done", report.done),
         ("concluded, not read", report.inferred),
@@ -301,7 +330,11 @@ def _print_repair(disk: Path, report: RepairReport) -> None:
     if report.undo is not None and report.is_changed:
         undo = disk.parent / report.undo
         print_text(f"what was there before: {undo}; vdkit check --undo-repair {undo} puts it back")
-    print_text(f"after the repair: {_verdict(report.after)}")
+    if whole is not report.after and whole.errors:
+        print_text("what a repair of this link cannot mend:")
+        for finding in whole.findings:
+            _print_finding(finding)
+    print_text(f"after the repair: {_verdict(whole)}")
 
 
 def _undo(path: Path, *, force: bool, as_json: bool) -> None:

@@ -142,7 +142,12 @@ def map_(
     ] = None,
     png: Annotated[
         Path | None,
-        typer.Option("--png", metavar="FILE", help="Draw a picture instead; a picture there is replaced."),
+        typer.Option(
+            "--png",
+            metavar="FILE",
+            help="Draw a picture instead; a picture there is replaced.",
+            readable=False,
+        ),
     ] = None,
     width: Annotated[int, typer.Option("--width", help="Width of the picture in pixels.")] = 1024,
 ) -> None:
@@ -292,7 +297,7 @@ def _comparison(result: CompareResult) -> str:
 
 
 def measure(
-    disk: Annotated[Path | None, typer.Argument(help="A VMDK, or a raw image.")] = None,
+    disk: Annotated[Path | None, typer.Argument(help="A VMDK, or a raw image.", readable=False)] = None,
     to: Annotated[str, typer.Option("-O", "--to", metavar="TYPE", help=f"{TYPES}.")] = "monolithicSparse",
     size: Annotated[str | None, typer.Option("--size", help="An empty disk of this size instead.")] = None,
     from_: FormatOption = None,

@@ -64,7 +64,10 @@ def read(
 
 def _check_range(disk: BlockDevice, start: int, count: int) -> None:
     if start + count > disk.capacity:
-        raise OutOfRange(f"{disk.name}: {count} bytes at offset {start} end past its {disk.capacity} bytes")
+        raise OutOfRange(
+            f"{disk.name}: {count} bytes at offset {start} end past its {disk.capacity} bytes",
+            remedy="choose a range inside the disk",
+        )
 
 
 def _pieces(disk: BlockDevice, start: int, count: int) -> Iterator[tuple[int, bytes]]:

@@ -23,7 +23,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A descriptor, or an extent file; it may be damaged.")],
+    file: Annotated[
+        Path, typer.Argument(help="A descriptor, or an extent file; it may be damaged.", readable=False)
+    ],
     tables: Annotated[
         bool, typer.Option("--tables", help="Read the grain tables and the markers of a stream too.")
     ] = False,

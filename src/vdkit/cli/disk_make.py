@@ -30,7 +30,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def create(
-    disk: Annotated[Path, typer.Argument(help="The disk to make; it must not exist.")],
+    disk: Annotated[Path, typer.Argument(help="The disk to make; it must not exist.", readable=False)],
     size: Annotated[
         str | None, typer.Argument(help="Its capacity, for example 10G; that of the parent for a child.")
     ] = None,
@@ -41,7 +41,8 @@ def create(
         ),
     ] = None,
     parent: Annotated[
-        Path | None, typer.Option("--parent", help="Make a child of this disk, as a snapshot does.")
+        Path | None,
+        typer.Option("--parent", help="Make a child of this disk, as a snapshot does.", readable=False),
     ] = None,
     adapter: AdapterOption = "lsilogic",
     hw_version: HardwareOption = None,
@@ -92,9 +93,12 @@ def create(
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A VMDK or a raw image; - is standard input, a stream.")],
+    source: Annotated[
+        Path, typer.Argument(help="A VMDK or a raw image; - is standard input, a stream.", readable=False)
+    ],
     target: Annotated[
-        Path, typer.Argument(help="The disk to make; - is standard output, for streamOptimized.")
+        Path,
+        typer.Argument(help="The disk to make; - is standard output, for streamOptimized.", readable=False),
     ],
     to: Annotated[str, typer.Option("-O", "--to", metavar="TYPE", help=f"{TYPES}.")] = "monolithicSparse",
     from_: FormatOption = None,

@@ -14,8 +14,10 @@ from typer.core import TyperCommand
 from vdkit.cli.output import print_note
 from vdkit.errors import Cancelled, FormatError, UsageError, VixError
 
-DiskArgument = Annotated[Path, typer.Argument(help="A VMDK, or a raw image.")]
-VmdkArgument = Annotated[Path, typer.Argument(help="A VMDK: its descriptor, or its only file.")]
+DiskArgument = Annotated[Path, typer.Argument(help="A VMDK, or a raw image.", readable=False)]
+VmdkArgument = Annotated[
+    Path, typer.Argument(help="A VMDK: its descriptor, or its only file.", readable=False)
+]
 AllowOption = Annotated[
     list[str] | None,
     typer.Option("--allow-path", help="A further folder that descriptors may point into (repeatable)."),
@@ -101,7 +103,7 @@ def errors_exit_with(code_of: Callable[[VixError], int]) -> Iterator[None]:
 
 
 #: What a wrong command line raises; typer shows its own name for it in no other way.
-_CommandLineError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
+CommandLineError: Final[Any] = typer.BadParameter.__mro__[1]
 
 
 class UsageExitsWithOne(TyperCommand):
@@ -110,7 +112,7 @@ class UsageExitsWithOne(TyperCommand):
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         try:
             return super().make_context(info_name, args, *rest, **extra)
-        except _CommandLineError as error:
+        except CommandLineError as error:
             error.__dict__["exit_code"] = 1
             raise
 

@@ -6,26 +6,45 @@ import contextlib
 import importlib
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from vdkit.cli.diskoptions import ErrorWithExit
+from vdkit.cli.diskoptions import CommandLineError, ErrorWithExit
 from vdkit.cli.output import flush_output, prepare_output, print_json, print_note, print_text
-from vdkit.errors import Cancelled, ExitCode, StoreError, VixError
+from vdkit.errors import Cancelled, ExitCode, StoreError, UsageError, VixError
 from vdkit.version import VERSION
 
 
 class _Commands(TyperGroup):
     """An interrupt is a cancellation with an exit code of its own, not typer's "Aborted" with code 1."""
 
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        with _one_line():
+            return super().make_context(info_name, args, *rest, **extra)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _one_line():
+                return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise Cancelled("interrupted") from error
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """A wrong command line is an error like any other, not typer's block of four lines."""
+    try:
+        yield
+    except CommandLineError as error:
+        text = error.format_message() if not type(error).__name__.startswith("NoArgs") else ""
+        if not text:  # no arguments at all: typer shows the help
+            raise
+        where = "vdkit" if error.ctx is None else error.ctx.command_path
+        wrong = UsageError(text.removesuffix("."), remedy=f"see {where} --help")
+        raise ErrorWithExit(wrong, error.exit_code) from error
 
 
 #: Where the commands are, in the order in which the help lists them.

@@ -233,7 +233,9 @@ def check_repair(
         first = next(f for f in report.findings if f.severity.value == "error")
         raise CorruptDisk(
             f"{path}: {len(report.findings)} findings, the first: {first.message}",
-            remedy="run vdkit check --repair" if not repair else "this damage cannot be mended in place",
+            remedy="mend it: repair=True, or vdkit check --repair --in-place"
+            if not repair
+            else "this damage cannot be mended in place",
         )
     return report
 

@@ -66,14 +66,14 @@ class PartialStore:
         return self._inner.open(self._at(name))
 
     def open_writable(self, name: str) -> WritableDevice:
-        return self._inner.open_writable(self._at(name))
+        return self._inner.open_writable(self._at(name), shown=name)
 
     def create(self, name: str, size: int = 0) -> WritableDevice:
         if name in self._claims or (name not in self._replaced and self._inner.exists(name)):
             raise AlreadyExists(f"{self.name}/{name}: it exists already", remedy=self._remedy())
         descriptor = self._claim(name)
         self._claims[name] = descriptor
-        file = self._inner.open_writable(name + SUFFIX)
+        file = self._inner.open_writable(name + SUFFIX, shown=name)
         try:
             file.resize(size)
         except BaseException:
@@ -123,7 +123,7 @@ class PartialStore:
                     path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
                 )
             except OSError as error:
-                raise from_os_error(error, f"{path}: creating") from error
+                raise from_os_error(error, f"{self.name}/{name}: creating") from error
             try:
                 if self._is_mine(descriptor, path):
                     os.ftruncate(descriptor, 0)
@@ -131,7 +131,7 @@ class PartialStore:
             except BaseException as error:
                 os.close(descriptor)
                 if isinstance(error, OSError):
-                    raise from_os_error(error, f"{path}: creating") from error
+                    raise from_os_error(error, f"{self.name}/{name}: creating") from error
                 raise
             os.close(descriptor)
 

@@ -66,7 +66,10 @@ class Descriptor:
         pieces = [found.groups() for found in _LINE.finditer(data[len(bom) :])]
         pieces = [(raw, end) for raw, end in pieces if raw or end]
         if not looks_like_descriptor(data):
-            raise NotADisk(f"{where}: not a VMDK descriptor (no version line at its start)")
+            raise NotADisk(
+                f"{where}: not a VMDK descriptor (no version line at its start)",
+                remedy="name a disk's descriptor or its only file; a raw image must be named as one",
+            )
         label = encoding.detect([raw for raw, _ in pieces])
         lines: list[_Line] = []
         for number, (raw, end) in enumerate(pieces, 1):

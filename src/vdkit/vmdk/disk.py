@@ -112,7 +112,7 @@ class Disk(BaseWritableDevice):
                     if held > most:
                         raise CorruptDisk(
                             f"{self._name}: its map has more data than its files can hold: "
-                            "entries of its tables name the same grains more than once",
+                            "they were cut short, or its tables name the same grains more than once",
                             remedy="check the disk (vdkit check); single ranges of it can still be read",
                         )
             yield extent

@@ -81,7 +81,10 @@ def _read_descriptor(file: BlockDevice) -> tuple[Descriptor, SparseHeader | None
         header = read_header(file)
         offset, length = check_descriptor_area(header, where)
         if offset + length > file.capacity:
-            raise CorruptDisk(f"{where}: cut short inside its descriptor")
+            raise CorruptDisk(
+                f"{where}: {file.capacity} bytes, cut short inside its descriptor",
+                remedy="fetch the file again, or restore it from a backup",
+            )
         return Descriptor.parse(_read(file, offset, length), where), header
     _refuse_other(magic, where)
     if file.capacity > MAX_DESCRIPTOR:
@@ -102,7 +105,7 @@ def _refuse_other(magic: bytes, where: str) -> None:
     if magic[:2] == _GZIP:
         raise NotADisk(f"{where}: compressed with gzip", remedy="unpack it first")
     if not magic:
-        raise NotADisk(f"{where}: an empty file")
+        raise NotADisk(f"{where}: an empty file", remedy="check the path; what was to make it did not finish")
 
 
 def _read(file: BlockDevice, offset: int, length: int) -> bytes:

@@ -158,5 +158,6 @@ def _check_parent(child: Link, parent: Link) -> None:
     if child.device.capacity != parent.device.capacity:
         raise CapacityMismatch(
             f"{child.place} has {child.device.capacity} bytes, "
-            f"its parent {parent.place} {parent.device.capacity}"
+            f"its parent {parent.place} {parent.device.capacity}",
+            remedy="use the parent it was made from",
         )

@@ -24,7 +24,10 @@ MAX_BAD_GRAINS = 1024
 MAX_SKIPPED = 1 << 20
 
 _CHUNK = 1 << 20
-REMEDY = "fetch the file again, or open it with recover=True for what is left of it"
+REMEDY = (
+    "fetch the file again; for what is left of it: vdkit check --repair --accept-loss --to NEW "
+    "(in the library recover=True)"
+)
 
 
 def find_footer(file: BlockDevice, header: SparseHeader, *, recover: bool) -> SparseHeader | None:

@@ -41,17 +41,20 @@ def _check_shape(parent: Disk, child: Disk) -> None:
     if not bottom.has_parent:
         raise RootLink(
             f"{bottom.place}: it is a base disk, which takes no parent",
-            remedy="open the child alone (single_link)",
+            remedy="name the child of another disk, opened without its parents",
         )
     if parent.links[-1].has_parent:
         raise ParentNotAllowed(f"{parent.name}: its own parents were not opened")
     places = {str(link.place) for link in child.links}
     twice = [str(link.place) for link in parent.links if str(link.place) in places]
     if twice:
-        raise ParentNotAllowed(f"{parent.name}: {twice[0]} would be in the chain twice: a loop")
+        raise ParentNotAllowed(
+            f"{parent.name}: {twice[0]} would be in the chain twice: a loop", remedy="name another parent"
+        )
     if parent.capacity != child.capacity:
         raise CapacityMismatch(
-            f"{child.name} has {child.capacity} bytes, the parent {parent.name} {parent.capacity}"
+            f"{child.name} has {child.capacity} bytes, the parent {parent.name} {parent.capacity}",
+            remedy="use the parent it was made from",
         )
     count = len(parent.links) + len(child.links)
     if count > MAX_LINKS:
