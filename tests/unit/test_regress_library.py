@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import gc
+import io
 import mmap
 import os
 import random
+import struct
 import threading
+import weakref
+import zlib
 from array import array
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import streamlayouts
 from vdkit.block import file as block_file
 from vdkit.block import merge, punch
 from vdkit.block.chain import Chain
@@ -22,11 +28,13 @@ from vdkit.block.direct import DirectFile, DirectStore, open_file_direct
 from vdkit.block.extent import Extent, ExtentKind
 from vdkit.block.local import FolderStore
 from vdkit.block.memory import MemoryDevice
+from vdkit.disklib.connection import connect
 from vdkit.disklib.local import convert
 from vdkit.disklib.opening import open_local
 from vdkit.disklib.publish import OLD, SUFFIX, PartialStore
 from vdkit.errors import Closed, CorruptDisk, StoreError
 from vdkit.vmdk import DiskType, create_child, create_disk, open_disk
+from vdkit.vmdk.stream_reader import StreamReader
 
 MIB = 1 << 20
 SIZE = 2 * MIB + 512
@@ -139,16 +147,19 @@ def test_a_map_that_is_walked_while_the_disk_is_closed_does_not_hold_the_closing
     """The walker took the open file when the closing had already told everybody to let go of it."""
     disk = open_disk(a_chain(tmp_path), "b.vmdk")
     holding, closing = threading.Event(), threading.Event()
+    holders: list[block_file.FileDevice] = []
     hold, close = block_file.FileDevice.hold, block_file.FileDevice._close_descriptor
 
     def slow_hold(self: block_file.FileDevice, let_go: Callable[[], None]) -> block_file.Descriptor | None:
         held = hold(self, lambda: None)  # as if it had come too late to be told
+        holders.append(self)
         holding.set()
         closing.wait(30)
         return held
 
     def seen_close(self: block_file.FileDevice) -> None:
-        closing.set()
+        if self in holders:
+            closing.set()
         close(self)
 
     monkeypatch.setattr(block_file.FileDevice, "hold", slow_hold)
@@ -293,3 +304,87 @@ def test_windows_are_kept_as_numbers_of_eight_bytes(tmp_path: Path) -> None:
         window = device._merged._window(0)
     assert isinstance(window.starts, array)
     assert isinstance(window.values, array)
+
+
+# -- streams -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", range(9, 16))
+@pytest.mark.parametrize("layout", [streamlayouts.front, streamlayouts.behind])
+def test_grains_packed_with_a_small_window_come_through_a_pipe_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Callable[..., bytes], window: int
+) -> None:
+    """RFC 1950 allows windows of less than 32 KiB; only reading by the tables took them."""
+
+    def record(number: int, plain: bytes) -> bytes:
+        packer = zlib.compressobj(6, zlib.DEFLATED, window)
+        packed = packer.compress(plain) + packer.flush()
+        data = struct.pack("<QI", number * 128, len(packed)) + packed
+        return data + bytes(-len(data) % 512)
+
+    monkeypatch.setattr(streamlayouts, "record", record)
+    grains = {0: random.Random(2).randbytes(30_000) + bytes(35_536), 5: b"z" * 65536}
+    stream = layout(grains, 8 * 128)
+    (tmp_path / "disk.vmdk").write_bytes(stream)
+    with open_disk(FolderStore(tmp_path), "disk.vmdk") as disk:
+        for number, plain in grains.items():
+            buffer = bytearray(65536)
+            disk.read_into(number * 65536, buffer)
+            assert buffer == plain
+    assert {at // 65536: bytes(plain) for at, plain in StreamReader(io.BytesIO(stream))} == grains
+
+
+def test_a_piped_stream_that_is_cut_where_zeroes_follow_is_not_whole() -> None:
+    """Where the header puts the tables behind the grains, a zero sector was taken for the end."""
+    grains = {number: random.Random(number).randbytes(65536) for number in range(6)}
+    stream = bytearray(streamlayouts.behind(grains, 8 * 128))
+    stream[56:64] = stream[-1024 + 56 : -1024 + 64]  # the directory's place, from the footer
+    assert len(dict(StreamReader(io.BytesIO(stream)))) == 6
+    second = 128 * 512
+    third = second + len(streamlayouts.record(0, grains[0]))
+    cut = bytes(stream[:third]) + bytes(512)
+    holed = bytes(stream[:second]) + bytes(third - second) + bytes(stream[third:])
+    for damaged in (cut, holed):
+        with pytest.raises(CorruptDisk):
+            list(StreamReader(io.BytesIO(damaged)))
+
+
+# -- handles -------------------------------------------------------------------------------------------
+
+
+def test_waiting_ends_though_others_go_on(tmp_path: Path) -> None:
+    """It waited for requests that began later as well: with a busy caller for ever."""
+    a_chain(tmp_path)
+    with connect() as connection, connection.open(tmp_path / "b.vmdk") as disk:
+        second = threading.Event()
+
+        def again(error: object) -> None:
+            assert error is None
+            if not second.is_set():
+                disk.read_async(0, 1, bytearray(512), again)
+
+        disk.read_async(0, 1, bytearray(512), again)
+        waiter = threading.Thread(target=disk.wait, daemon=True)
+        waiter.start()
+        waiter.join(30)
+        ended = not waiter.is_alive()
+        second.set()
+        disk.wait()
+    assert ended
+
+
+def test_a_closed_disk_needs_no_collector(tmp_path: Path) -> None:
+    """Thousands of opened and closed disks took memory until the collector came round."""
+    store = a_chain(tmp_path)
+    gc.collect()
+    gc.disable()
+    try:
+        disk = open_disk(store, "b.vmdk")
+        disk.read_into(0, bytearray(512))
+        list(disk.extents())
+        disk.close()
+        gone = weakref.ref(disk)
+        del disk
+        assert gone() is None
+    finally:
+        gc.enable()

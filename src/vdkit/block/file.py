@@ -245,6 +245,7 @@ class FileDevice(BaseWritableDevice):
             self._descriptor = -1
             for let_go in self._holders:
                 let_go()
+            self._holders.clear()  # they lead back here: what is closed must not wait for the collector
             gone.acquire()  # reads in progress hold it until they end
             return
         # A network file system may tell of a failed write only here.

@@ -7,7 +7,7 @@ with reaches its caller as it is; nothing turns into a cancellation.
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final
 
@@ -30,8 +30,9 @@ class Requests:
         self._lock = threading.Lock()
         self._ready = threading.Condition(self._lock)
         self._ended = threading.Condition(self._lock)
-        self._waiting: deque[tuple[Callable[[], None], Completion | None]] = deque()
-        self._workers = self._idle = self._pending = 0
+        self._waiting: deque[tuple[int, Callable[[], None], Completion | None]] = deque()
+        self._workers = self._idle = self._begun = 0
+        self._pending: OrderedDict[int, None] = OrderedDict()
         self._mine: set[int] = set()
         self._error: BaseException | None = None
         self._closed = False
@@ -49,15 +50,17 @@ class Requests:
                 except BaseException:
                     self._workers -= 1
                     raise
-            self._pending += 1
-            self._waiting.append((act, completion))
+            self._begun += 1
+            self._pending[self._begun] = None
+            self._waiting.append((self._begun, act, completion))
             self._ready.notify()
 
     def wait(self) -> None:
-        """Until every request has ended. Raises the first error that no completion was told of."""
+        """Until every request begun before has ended. Raises the first error that no completion knows."""
         self.refuse_own_thread("wait")
         with self._lock:
-            self._ended.wait_for(lambda: self._pending == 0)
+            last = self._begun
+            self._ended.wait_for(lambda: next(iter(self._pending), last + 1) > last)
             error, self._error = self._error, None
         if error is not None:
             raise error
@@ -93,7 +96,7 @@ class Requests:
                 self._mine.discard(threading.get_ident())
                 self._workers -= 1
 
-    def _next(self) -> tuple[Callable[[], None], Completion | None] | None:
+    def _next(self) -> tuple[int, Callable[[], None], Completion | None] | None:
         with self._lock:
             self._idle += 1
             try:
@@ -102,7 +105,7 @@ class Requests:
                 self._idle -= 1
             return self._waiting.popleft() if self._waiting else None
 
-    def _carry_out(self, act: Callable[[], None], completion: Completion | None) -> None:
+    def _carry_out(self, number: int, act: Callable[[], None], completion: Completion | None) -> None:
         failed: BaseException | None = None
         try:
             failed = _outcome(act)
@@ -115,9 +118,8 @@ class Requests:
             with self._lock:
                 if failed is not None and self._error is None:
                     self._error = failed
-                self._pending -= 1
-                if self._pending == 0:
-                    self._ended.notify_all()
+                del self._pending[number]
+                self._ended.notify_all()
 
 
 def _outcome(act: Callable[[], None]) -> VixError | None:

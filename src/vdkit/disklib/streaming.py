@@ -198,6 +198,8 @@ class _Pipe(BaseWritableDevice):
                 count = self._file.write(data)
             except OSError as error:
                 raise from_os_error(error, f"{self.name}: writing at offset {self._position}") from error
+            if not count:  # None of a pipe that does not wait
+                raise StoreError(f"{self.name}: writing at offset {self._position} made no progress")
             self._position += count
             data = data[count:]
 

@@ -57,5 +57,8 @@ def largest_size(grain: int) -> int:
 
 
 def is_zlib(data: bytes | bytearray | memoryview, position: int) -> bool:
-    """True if a zlib stream (RFC 1950) may begin at ``position``."""
-    return data[position] == 0x78 and (0x7800 | data[position + 1]) % 31 == 0
+    """True if a zlib stream (RFC 1950) may begin at ``position``: deflate in a window of 256 bytes to 32 KiB,
+    without a dictionary.
+    """
+    method, flags = data[position], data[position + 1]
+    return method & 0x8F == 8 and not flags & 0x20 and (method << 8 | flags) % 31 == 0

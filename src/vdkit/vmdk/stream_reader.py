@@ -260,18 +260,27 @@ class StreamReader:
 
     def _is_end(self, place: int) -> bool:
         """A zero sector is the end marker, unless grains that the tables name are still to come."""
-        if self._named is not None and self._grains < self._named and not self._in.at_end():
+        if self._named is None:
+            told = self.header.directory != GD_AT_END and not self._tables_came
+            early = told and not self._is_past_directory(place)
+        else:
+            early = self._grains < self._named
+        if early and not self._in.at_end():
             self._skip()
             return False
         self._finish(end=place)
         return True
+
+    def _is_past_directory(self, position: int) -> bool:
+        """Never so where the header does not say where it is."""
+        return position >= (self.header.directory + self.header.directory_sectors) * SECTOR
 
     def _finish(self, end: int | None) -> None:
         """``end`` is where the end marker was, if there was one."""
         if self._named is not None:
             whole = self._grains == self._named
         else:
-            whole = self._tables_came or (end is not None and self.header.directory != GD_AT_END)
+            whole = self._tables_came or (end is not None and self._is_past_directory(self._in.position))
         if not whole or not self._tables_agree():
             self._break_off()
         trailing = 0
