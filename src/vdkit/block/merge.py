@@ -25,7 +25,7 @@ from vdkit.block.runs import run_end
 _UNITS = 4096
 #: The unit where no link has one of its own.
 _ANY_UNIT = 1 << 26
-#: Bytes of windows that are kept.
+#: Bytes of the tables of windows that are kept; their runs take up to twice as much again.
 _MAX_BYTES = 8 << 20
 #: A window's number is a source in its upper bits and an offset below; 0 reads as zeroes.
 _SHIFT = 48
