@@ -288,3 +288,17 @@ def test_a_block_device_has_a_fixed_size(store: FolderStore) -> None:
         device.write_from(0, b"x" * 4096)
         device.write_zeroes(0, 4096)
         assert read(device, 0, 4096) == bytes(4096)
+
+
+def test_a_file_that_takes_the_place_of_another_keeps_its_owner_and_mode(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    (tmp_path / "disk").write_bytes(b"old")
+    (tmp_path / "disk").chmod(0o664)
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "disk", 12345, 54321)
+    before = (tmp_path / "disk").stat()
+    store.create("new", 3).close()
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
+    store.rename("new", "disk", replace=True)
+    after = (tmp_path / "disk").stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)

@@ -208,6 +208,8 @@ class FolderStore:
         with self._parent_of(old) as (old_folder, old_base), self._parent_of(new) as (new_folder, new_base):
             try:
                 # The bytes first: a name must never become visible before what it names.
+                if replace:
+                    _take_over_owner(old_folder, old_base, new_folder, new_base)
                 self._sync_entry(old_folder, old_base, f"{self.name}/{old}")
                 if replace:
                     os.rename(old_base, new_base, src_dir_fd=old_folder, dst_dir_fd=new_folder)
@@ -315,6 +317,27 @@ class FolderStore:
             return
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise _not_a_file(what, mode)
+
+
+def _take_over_owner(folder: int, base: str, replaced_folder: int, replaced: str) -> None:
+    """Who could use the file that goes can use the one that takes its place; as far as the system lets us."""
+    try:
+        before = os.lstat(replaced, dir_fd=replaced_folder)
+        now = os.lstat(base, dir_fd=folder)
+    except OSError:
+        return  # nothing is replaced, or the renaming will say why not
+    if not stat.S_ISREG(before.st_mode) or not stat.S_ISREG(now.st_mode):
+        return
+    if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
+        try:
+            os.chown(base, before.st_uid, before.st_gid, dir_fd=folder, follow_symlinks=False)
+        except OSError:
+            return  # private to its new owner: the old mode might open it to another group
+    descriptor = os.open(base, os.O_RDONLY | _OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+    try:
+        os.fchmod(descriptor, stat.S_IMODE(before.st_mode) & 0o777)
+    finally:
+        os.close(descriptor)
 
 
 def _not_a_file(what: str, mode: int) -> OutsideStore:
