@@ -122,3 +122,23 @@ def test_a_repair_names_the_consent_that_a_changed_parent_needs(
     code, text = failed(capsys, "check", child, "--repair", "--in-place")
     assert code == 1 and "fix_cid" in text
     assert run_well("check", child, "--repair", "--in-place", "--fix-cid") == 0
+
+
+def test_a_disk_that_a_product_has_in_use_is_only_read(
+    disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, before = disk.with_name("other.vmdk"), disk.read_bytes()
+    run_well("create", other, "10M")
+    (disk.parent / "disk.vmdk.lck").mkdir()
+    (disk.parent / "disk.vmdk.lck" / "M12345.lck").touch()
+    for arguments in (
+        ["write", disk, 0],
+        ["delete", disk, "--force"],
+        ["meta", disk, "note", "text"],
+        ["convert", other, disk, "--overwrite"],
+        ["resize", disk, "20M"],
+    ):
+        code, text = failed(capsys, *arguments)
+        assert code == 11 and "disk.vmdk.lck" in text, text
+    assert disk.read_bytes() == before
+    assert run_well("compare", disk, other) == 0

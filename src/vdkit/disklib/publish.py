@@ -34,6 +34,8 @@ from vdkit.errors import (
     from_os_error,
 )
 from vdkit.vmdk import Disk, DiskInfo, list_files
+from vdkit.vmdk.inuse import refuse_locked
+from vdkit.vmdk.names import Place
 
 #: Ends the names of files that are not complete.
 SUFFIX: Final = ".vdkit-partial"
@@ -232,6 +234,7 @@ def publishing(
             raise AlreadyExists(
                 f"{target}: it exists already", remedy="choose another name or remove it first"
             )
+        refuse_locked(Place(folder, target.name))
         replaced = old_files(folder, target.name)
         if source is not None:
             _refuse_own(source, folder, replaced)

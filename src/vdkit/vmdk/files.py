@@ -13,6 +13,7 @@ from vdkit.errors import NotFound
 from vdkit.vmdk.cid import NO_PARENT
 from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.extentline import ExtentLine
+from vdkit.vmdk.inuse import refuse_locked
 from vdkit.vmdk.kinds import is_on_device
 from vdkit.vmdk.link import read_descriptor
 from vdkit.vmdk.names import Place, extent_place
@@ -34,8 +35,10 @@ def list_files(store: Store, name: str, *, chain: bool = False, allow_paths: Seq
 def delete_disk(store: Store, name: str, *, allow_paths: Sequence[str] = ()) -> None:
     """Remove the files of a disk, not those of its parents; files that are missing already are fine.
 
-    The descriptor goes last, so that a deletion that was interrupted can be repeated.
+    The descriptor goes last, so that a deletion that was interrupted can be repeated. Raises FileLocked for
+    a disk that a VMware product has in use.
     """
+    refuse_locked(Place(store, name))
     for place in reversed(_places(store, name, allow_paths)):
         with suppress(NotFound):
             place.store.remove(place.name)

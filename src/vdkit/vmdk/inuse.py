@@ -16,17 +16,22 @@ from vdkit.vmdk.link import read_descriptor
 from vdkit.vmdk.names import Place, base_name, parent_name, parent_place
 
 
+def refuse_locked(place: Place) -> None:
+    """Raises FileLocked if a product of VMware has marked the file as in use."""
+    lock = f"{base_name(place.name)}.lck"
+    names = place.store.list(place.folder)
+    inside = f"{lock}/" in names and place.store.list(place.beside(lock).name)
+    if lock in names or inside:
+        raise FileLocked(
+            f"{place}: in use, says {lock}",
+            remedy=f"close the machine or program that uses it; if there is none, remove {lock}",
+        )
+
+
 def refuse_in_use(places: Iterable[Place]) -> None:
     """Raises FileLocked if somebody has one of the files open for writing."""
     for place in places:
-        names = place.store.list(place.folder)
-        lock = f"{base_name(place.name)}.lck"
-        inside = f"{lock}/" in names and place.store.list(place.beside(lock).name)
-        if lock in names or inside:
-            raise FileLocked(
-                f"{place}: in use, says {lock}",
-                remedy=f"close the machine or program that uses it; if there is none, remove {lock}",
-            )
+        refuse_locked(place)
         is_written = getattr(place.store, "is_written", None)  # a local folder can tell
         if is_written is not None and is_written(place.name):
             raise FileLocked(

@@ -12,6 +12,7 @@ from vdkit.block.store import Store
 from vdkit.errors import CapacityMismatch, ChainError, CidMismatch, MissingParent, NotFound, NotSupported
 from vdkit.vmdk.cid import NO_PARENT, format_cid
 from vdkit.vmdk.disk import Disk, close_links
+from vdkit.vmdk.inuse import refuse_locked
 from vdkit.vmdk.link import Link, open_link
 from vdkit.vmdk.names import Place
 from vdkit.vmdk.parents import find_parent
@@ -41,7 +42,7 @@ def open_disk(
     word that it records what it changes.
 
     Raises NotADisk, UnsupportedVersion, CorruptDisk, NotSupported, OutsideStore, NotFound, MissingParent,
-    CidMismatch, ChainError.
+    CidMismatch, ChainError, and for writing FileLocked where a VMware product has it in use (``.lck``).
     """
     return _open(
         Place(store, name),
@@ -69,6 +70,8 @@ def _open(
     fresh: bool,
 ) -> Disk:
     links: list[Link] = []
+    if writable and not fresh:
+        refuse_locked(place)
     try:
         leaf = open_link(
             place,
