@@ -19,7 +19,7 @@ from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent, ExtentKind
 from vdkit.block.forward import close_all
 from vdkit.block.gate import Gate
-from vdkit.block.merge import Reader, fill_with_zeroes, merged
+from vdkit.block.merge import Placement, Reader, fill_with_zeroes, merged
 from vdkit.errors import ChainError, FormatError, ReadOnly, UsageError
 
 #: Links of one chain. VMware allows 32 snapshots; linked clones come on top.
@@ -105,7 +105,7 @@ class Chain(BaseWritableDevice):
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         if len(self._links) == 1:
             return self._zero_where_absent(offset, length)
-        return (extent for extent, _ in self._layers(offset, length))
+        return (Extent(run.offset, run.length, run.kind) for run, _ in self._layers(offset, length))
 
     def _zero_where_absent(self, offset: int, length: int) -> Iterator[Extent]:
         """The map of a leaf that is all there is."""
@@ -115,26 +115,27 @@ class Chain(BaseWritableDevice):
             else:
                 yield extent
 
-    def layers(self) -> Iterator[tuple[Extent, int]]:
+    def layers(self) -> Iterator[tuple[Placement, int]]:
         """The map of the whole chain, each run with the number of the link that answers for it (0 is the
-        leaf, the base also answers for what nobody holds); neighbours are not joined.
+        leaf, the base also answers for what nobody holds) and, where that is known without asking the link,
+        its place in a file; neighbours are not joined.
         """
         return self._layers(0, self._capacity)
 
-    def _layers(self, offset: int, length: int) -> Iterator[tuple[Extent, int]]:
+    def _layers(self, offset: int, length: int) -> Iterator[tuple[Placement, int]]:
         end = offset + length
         if len(self._links) == 1:
-            yield from ((extent, 0) for extent in self._zero_where_absent(offset, length))
+            yield from ((Placement(*extent), 0) for extent in self._zero_where_absent(offset, length))
             return
         if self._merged is not None and not self._writable:
             # Where a table is damaged, the links are asked one by one: what does not need it is found.
             with contextlib.suppress(FormatError):
-                for extent, level in self._merged.layers(offset, length):
-                    yield extent, level
-                    offset = extent.end
+                for placed, level in self._merged.layers(offset, length):
+                    yield placed, level
+                    offset = placed.offset + placed.length
         base = len(self._links) - 1
         for run in self._runs(offset, end - offset):
-            yield Extent(run.offset, run.length, run.kind), min(run.link, base)
+            yield Placement(run.offset, run.length, run.kind), min(run.link, base)
 
     def quick_reader(self, otherwise: Reader) -> Reader | None:
         """See :meth:`MergedLinks.quick_reader`; None if the leaf may change."""

@@ -277,16 +277,16 @@ class MergedLinks(BaseDevice):
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         if len(self._links) == 1:
             return self._links[0].extents(offset, length)
-        return (extent for extent, _ in self.layers(offset, length))
+        return (Extent(run.offset, run.length, run.kind) for run, _ in self.layers(offset, length))
 
-    def layers(self, offset: int, length: int) -> Iterator[tuple[Extent, int]]:
+    def layers(self, offset: int, length: int) -> Iterator[tuple[Placement, int]]:
         """The map with the number of the link that answers for each run; the base also answers for what
         nobody holds."""
         end = offset + length
         while offset < end:
             stop = self._quiet_until(offset, end)
             if stop > offset:
-                yield Extent(offset, stop - offset, ExtentKind.ZERO), len(self._links) - 1
+                yield Placement(offset, stop - offset, ExtentKind.ZERO), len(self._links) - 1
             else:
                 stop = min(end, (offset // self._span + 1) * self._span)
                 yield from self._layers_within(offset, stop)
@@ -302,16 +302,20 @@ class MergedLinks(BaseDevice):
             end = min(end, offset + first.length)
         return end
 
-    def _layers_within(self, offset: int, end: int) -> Iterator[tuple[Extent, int]]:
-        for begin, length, number, _ in self._runs(offset, end):
-            level = self._sources[number].level % len(self._links)
+    def _layers_within(self, offset: int, end: int) -> Iterator[tuple[Placement, int]]:
+        for begin, length, number, position in self._runs(offset, end):
+            device, level = self._sources[number]
+            level %= len(self._links)
             if number <= self._zeroes:
-                yield Extent(begin, length, ExtentKind.ZERO), level
-            elif self._exact[level]:
-                yield Extent(begin, length, ExtentKind.DATA), level
-            else:
-                for extent in self._links[level].extents(begin, length):
-                    yield extent, level
+                yield Placement(begin, length, ExtentKind.ZERO), level
+                continue
+            link = self._links[level]
+            file = None if device is link else device
+            if self._exact[level]:
+                yield Placement(begin, length, ExtentKind.DATA, file, position), level
+                continue
+            for extent in link.extents(begin, length):
+                yield Placement(*extent, file, position + extent.offset - begin), level
 
     # -- the end ---------------------------------------------------------------------------------
 

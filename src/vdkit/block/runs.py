@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from array import array
 
+#: Entries that are looked at one by one before slices are compared.
+_NEAR = 8
+
 
 def run_end(entries: array[int], start: int, stop: int, step: int) -> int:
     """End of the run from ``start`` in which every entry is ``step`` more than the one before.
@@ -18,7 +21,14 @@ def run_end(entries: array[int], start: int, stop: int, step: int) -> int:
     first = entries[start]
     if step == 0 and (stop - start == 1 or _follows(entries, start + 1, stop - start - 1, first, 0)):
         return stop  # an empty table: the most frequent of all
-    low = high = 1
+    # Most runs of a fragmented disk are short: a slice is not worth its making.
+    position, near, expected = start + 1, min(stop, start + _NEAR), first + step
+    while position < near and entries[position] == expected:
+        position += 1
+        expected += step
+    if position < near or near == stop:
+        return position
+    low = high = position - start
     while start + low < stop:
         high = min(low * 2, stop - start)
         if not _follows(entries, start + low, high - low, first + low * step, step):

@@ -43,7 +43,7 @@ def map_entries(disk: BlockDevice) -> Iterator[MapEntry]:
     while isinstance(disk, Forwarding):
         disk = disk.inner
     last: MapEntry | None = None
-    for layer in map_layers(disk):
+    for layer in _layers(disk):
         for place in _placed(disk, layer):
             entry = _entry(layer, place)
             if last is None:
@@ -57,29 +57,34 @@ def map_entries(disk: BlockDevice) -> Iterator[MapEntry]:
         yield last
 
 
-def _placed(disk: BlockDevice, layer: Layer) -> Iterator[Placement]:
+class _Run(NamedTuple):
+    """A run and the link that answers for it; its place in a file is known or has still to be asked for."""
+
+    placed: Placement
+    depth: int
+    present: bool
+
+
+def _placed(disk: BlockDevice, run: _Run) -> Iterator[Placement]:
     """Where the bytes of a run lie, piece by piece."""
-    (start, length, kind), depth, _ = layer
-    if not isinstance(disk, Disk):
-        if isinstance(disk, FileDevice):
-            yield Placement(start, length, kind, disk, start)
-        else:
-            yield Placement(start, length, kind)
-    elif layer.present:
-        yield from placer(disk.links[depth].device)(start, length)
+    placed = run.placed
+    if not isinstance(disk, Disk) or not run.present:
+        yield placed
+    elif placed.file is None:
+        yield from placer(disk.links[run.depth].device)(placed.offset, placed.length)
     else:
-        yield Placement(start, length, kind)
+        # A hole of a flat extent is data that is zero, in qemu's words; one of a raw image is not data.
+        yield placed._replace(kind=ExtentKind.DATA)
 
 
-def _entry(layer: Layer, place: Placement) -> MapEntry:
-    # A hole of a flat extent is data that is zero, in qemu's words; one of a raw image is not data.
-    zero = layer.extent.kind is not ExtentKind.DATA
+def _entry(run: _Run, place: Placement) -> MapEntry:
+    zero = run.placed.kind is not ExtentKind.DATA
     data = place.kind is ExtentKind.DATA
     entry = MapEntry(
         start=place.offset,
         length=place.length,
-        depth=layer.depth,
-        present=layer.present,
+        depth=run.depth,
+        present=run.present,
         zero=zero,
         data=data,
         compressed=data and place.file is None,
@@ -101,25 +106,31 @@ def _goes_on(last: MapEntry, entry: MapEntry) -> bool:
 
 def map_layers(disk: BlockDevice) -> Iterator[Layer]:
     """The runs of a disk, neighbours of one kind and depth joined."""
+    last: Layer | None = None
+    for (offset, length, kind, _, _), depth, present in _layers(disk):
+        if last is None:
+            last = Layer(Extent(offset, length, kind), depth, present)
+        elif last.extent.kind is kind and last.depth == depth and last.present == present:
+            last = Layer(Extent(last.extent.offset, last.extent.length + length, kind), depth, present)
+        else:
+            yield last
+            last = Layer(Extent(offset, length, kind), depth, present)
+    if last is not None:
+        yield last
+
+
+def _layers(disk: BlockDevice) -> Iterator[_Run]:
     if not isinstance(disk, Disk):
         # A hole of a raw image is part of the file.
-        yield from (Layer(extent, 0, True) for extent in disk.extents())
+        file = disk if isinstance(disk, FileDevice) else None
+        yield from (_Run(Placement(*extent, file, extent.offset), 0, True) for extent in disk.extents())
         return
     links = disk.info.links
     base = len(links) - 1
     # Where the base is made of grains, zeroes without a link that holds them were never allocated.
     name = links[-1].create_type.casefold()
     grains = "sparse" in name or "stream" in name
-    last: Layer | None = None
-    for extent, depth in disk.layers():
-        kind = extent.kind
+    for placed, depth in disk.layers():
+        kind = placed.kind
         present = kind is ExtentKind.DATA or (kind is ExtentKind.ZERO and (depth < base or not grains))
-        if last is None:
-            last = Layer(extent, depth, present)
-        elif last.extent.kind is kind and last.depth == depth and last.present == present:
-            last = Layer(Extent(last.extent.offset, last.extent.length + extent.length, kind), depth, present)
-        else:
-            yield last
-            last = Layer(extent, depth, present)
-    if last is not None:
-        yield last
+        yield _Run(placed, depth, present)

@@ -12,6 +12,7 @@ from vdkit.block.chain import Chain
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent, ExtentKind
 from vdkit.block.forward import close_all
+from vdkit.block.merge import Placement
 from vdkit.errors import CorruptDisk, ReadOnly
 from vdkit.vmdk.cid import new_cid
 from vdkit.vmdk.descriptor import Descriptor
@@ -117,11 +118,11 @@ class Disk(BaseWritableDevice):
                         )
             yield extent
 
-    def layers(self) -> Iterator[tuple[Extent, int]]:
+    def layers(self) -> Iterator[tuple[Placement, int]]:
         """The map with the number of the link that answers for each run; see :meth:`Chain.layers`."""
         if isinstance(self._device, Chain):
             return self._device.layers()
-        return ((extent, 0) for extent in self.extents())
+        return ((Placement(*extent), 0) for extent in self.extents())
 
     def _write_from(self, offset: int, view: memoryview) -> None:
         self._target().write_from(offset, view)
