@@ -142,3 +142,17 @@ def test_a_disk_that_a_product_has_in_use_is_only_read(
         assert code == 11 and "disk.vmdk.lck" in text, text
     assert disk.read_bytes() == before
     assert run_well("compare", disk, other) == 0
+
+
+@pytest.mark.parametrize("kind", ["monolithicFlat", "twoGbMaxExtentSparse", "vmfs"])
+def test_a_lost_descriptor_is_made_anew_in_a_folder(disk: Path, kind: str) -> None:
+    lost = disk.with_name("lost.vmdk")
+    raw = disk.with_name("disk.raw")
+    raw.write_bytes(os.urandom(3 << 20))
+    run_well("convert", raw, lost, "-O", kind)
+    lost.unlink()
+    assert run_well("check", lost) == 2
+    assert run_well("check", lost, "--repair", "--in-place") == 0
+    assert run_well("compare", lost, raw) == 0
+    assert run_well("check", "--undo-repair", f"{lost}.undo") == 0
+    assert not lost.exists()

@@ -33,7 +33,8 @@ def refuse_in_use(places: Iterable[Place]) -> None:
     for place in places:
         refuse_locked(place)
         is_written = getattr(place.store, "is_written", None)  # a local folder can tell
-        if is_written is not None and is_written(place.name):
+        # What is missing nobody writes: a descriptor that a repair is to make anew.
+        if is_written is not None and place.store.exists(place.name) and is_written(place.name):
             raise FileLocked(
                 f"{place}: a program has it open for writing",
                 remedy="close the machine or program that uses it",
