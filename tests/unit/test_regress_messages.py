@@ -156,3 +156,12 @@ def test_a_lost_descriptor_is_made_anew_in_a_folder(disk: Path, kind: str) -> No
     assert run_well("compare", lost, raw) == 0
     assert run_well("check", "--undo-repair", f"{lost}.undo") == 0
     assert not lost.exists()
+
+
+def test_what_is_no_disk_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.vmdk"
+    text.write_text("hello\n")
+    for command in (["delete", text], ["write", text, 0]):
+        code, said = failed(capsys, *command)
+        assert code == 5 and "not a VMDK descriptor" in said and "name a disk's descriptor" in said
+    assert text.exists()

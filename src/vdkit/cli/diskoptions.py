@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from vdkit.cli.output import print_note
-from vdkit.errors import Cancelled, FormatError, UsageError, VixError
+from vdkit.errors import Cancelled, FormatError, NotADisk, UsageError, VixError
 
 DiskArgument = Annotated[Path, typer.Argument(help="A VMDK, or a raw image.", readable=False)]
 VmdkArgument = Annotated[
@@ -128,6 +128,8 @@ def check_no_children(disk: Path, what: str) -> None:
 
     try:
         subject = read_subject(Place(FolderStore(disk.parent), disk.name), ())
+    except NotADisk:
+        raise  # the same would be said again, and nothing done
     except FormatError as error:
         print_note(f"warning: whether other disks depend on it cannot be found out: {error.message}")
         return
