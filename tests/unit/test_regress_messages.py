@@ -165,3 +165,14 @@ def test_what_is_no_disk_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixt
         code, said = failed(capsys, *command)
         assert code == 5 and "not a VMDK descriptor" in said and "name a disk's descriptor" in said
     assert text.exists()
+
+
+def test_a_parent_is_not_replaced_under_its_children(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other, child, before = disk.with_name("other.vmdk"), disk.with_name("child.vmdk"), disk.read_bytes()
+    run_well("create", other, "10M")
+    run_well("create", child, "--parent", disk)
+    code, text = failed(capsys, "convert", other, disk, "--overwrite")
+    assert code == 2 and "child.vmdk" in text and "--force" in text
+    assert disk.read_bytes() == before
+    run_well("delete", child)
+    assert run_well("convert", other, disk, "--overwrite") == 0

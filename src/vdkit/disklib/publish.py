@@ -28,13 +28,15 @@ from vdkit.errors import (
     FileLocked,
     FormatError,
     NotFound,
+    NotSupported,
     OutsideStore,
     UsageError,
     VixError,
     from_os_error,
 )
 from vdkit.vmdk import Disk, DiskInfo, list_files
-from vdkit.vmdk.inuse import refuse_locked
+from vdkit.vmdk.inuse import children_of, refuse_locked
+from vdkit.vmdk.link import read_descriptor
 from vdkit.vmdk.names import Place
 
 #: Ends the names of files that are not complete.
@@ -234,10 +236,10 @@ def publishing(
             raise AlreadyExists(
                 f"{target}: it exists already", remedy="choose another name or remove it first"
             )
-        refuse_locked(Place(folder, target.name))
         replaced = old_files(folder, target.name)
         if source is not None:
             _refuse_own(source, folder, replaced)
+        _refuse_needed(Place(folder, target.name))
     store = PartialStore(folder, replaced)
     try:
         try:
@@ -248,6 +250,21 @@ def publishing(
         store.publish(target.name)
     finally:
         store.release()
+
+
+def _refuse_needed(old: Place) -> None:
+    """A disk in use is not replaced, and neither is one whose children would be worthless without it."""
+    refuse_locked(old)
+    try:
+        cid = read_descriptor(old)[0].cid
+    except FormatError:
+        return  # no VMDK, or none that a child could be read through
+    children = children_of(old, cid)
+    if children:
+        raise NotSupported(
+            f"{old}: it is the parent of {', '.join(children[:3])}, which would no longer open",
+            remedy="choose another name, or delete it first (vdkit delete --force)",
+        )
 
 
 def _refuse_own(source: BlockDevice, folder: FolderStore, replaced: frozenset[str]) -> None:
