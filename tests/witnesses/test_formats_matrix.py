@@ -8,8 +8,8 @@ says why.
 from __future__ import annotations
 
 import hashlib
-import random
 import os
+import random
 import shutil
 import subprocess
 from collections.abc import Callable
