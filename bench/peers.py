@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,12 +26,6 @@ def open_vmdk(bench: Benchmark) -> Path | None:
     version = path.with_name("version")
     bench.peer_is("vmdk-convert", version.read_text().strip() if version.exists() else "of the system")
     return path
-
-
-def has_command(name: str) -> bool:
-    """True if vdkit has this command."""
-    done = subprocess.run([VDKIT, name, "--help"], capture_output=True, timeout=60)
-    return done.returncode == 0
 
 
 def work_folder(needed: int) -> Path:
