@@ -252,21 +252,17 @@ def save(
 
     with publishing(place, overwrite=overwrite, source=disk) as store:
         if kind is DiskType.STREAM_OPTIMIZED:
-            codec = Codec.FAST if fast else Codec.DENSE
-            capacity = whole_sectors(disk)
-            with StreamWriter(
+            return copy_to_stream(
+                disk,
                 store,
                 place.name,
-                capacity,
-                codec=codec,
                 adapter=adapter,
                 hardware_version=hardware_version,
-            ) as writer:
-                result = copy(
-                    disk, writer, workers=workers, progress=tell, cancel=cancel, target_is_zero=True
-                )
-                writer.finish()
-                return result
+                fast=fast,
+                workers=workers,
+                progress=tell,
+                cancel=cancel,
+            )
         with new_disk(
             store,
             place.name,
@@ -279,6 +275,34 @@ def save(
             result = copy(disk, made, workers=workers, progress=tell, cancel=cancel, target_is_zero=True)
             made.flush()
             return result
+
+
+def copy_to_stream(
+    disk: BlockDevice,
+    store: Store,
+    name: str,
+    *,
+    adapter: str,
+    hardware_version: int | None,
+    fast: bool,
+    workers: int | None,
+    progress: Callable[[CopyProgress], None],
+    cancel: CancelToken | None,
+    durable: bool = True,
+) -> CopyResult:
+    """A new streamOptimized disk with the content of an open device."""
+    with StreamWriter(
+        store,
+        name,
+        whole_sectors(disk),
+        codec=Codec.FAST if fast else Codec.DENSE,
+        adapter=adapter,
+        hardware_version=hardware_version,
+        durable=durable,
+    ) as writer:
+        result = copy(disk, writer, workers=workers, progress=progress, cancel=cancel, target_is_zero=True)
+        writer.finish()
+        return result
 
 
 def new_disk(

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from vdkit.block.copy import CopyProgress, CopyResult, copy
+from vdkit.block.copy import CopyProgress, CopyResult
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.store import Store
 from vdkit.block.workers import CancelToken
-from vdkit.disklib.local import kind_of, new_disk, whole_sectors
+from vdkit.disklib.local import copy_to_stream, kind_of, new_disk
 from vdkit.disklib.publish import publishing
 from vdkit.errors import NotSupported, StoreError, from_os_error
-from vdkit.vmdk import Codec, DiskType, StreamWriter, receive_stream
+from vdkit.vmdk import DiskType, receive_stream
 from vdkit.vmdk.header import MAGIC, UNFINISHED_MAGIC
 from vdkit.vmdk.stream_reader import StreamReader
 
@@ -50,18 +50,18 @@ def save_stream(
         if progress is not None:
             progress(state.done, state.total)
 
-    with StreamWriter(
+    return copy_to_stream(
+        disk,
         _PipeStore(file, name),
         name,
-        whole_sectors(disk),
-        codec=Codec.FAST if fast else Codec.DENSE,
         adapter=adapter,
         hardware_version=hardware_version,
+        fast=fast,
+        workers=workers,
+        progress=tell,
+        cancel=cancel,
         durable=False,
-    ) as writer:
-        result = copy(disk, writer, workers=workers, progress=tell, cancel=cancel, target_is_zero=True)
-        writer.finish()
-    return result
+    )
 
 
 def load_stream(
