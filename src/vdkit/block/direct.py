@@ -72,8 +72,9 @@ class DirectFile(FileDevice):
     def io_batch(self) -> int:
         return BUFFER_BYTES
 
-    def hold(self, let_go: Callable[[], None]) -> Descriptor | None:  # noqa: ARG002
+    def hold(self, let_go: Callable[[], None]) -> Descriptor | None:
         """None: reads past this device would go through the page cache."""
+        del let_go
         return None
 
     def _read_vectors(self, offset: int, views: list[memoryview]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,15 +99,7 @@ def shrink(disk: VmdkArgument, allow_path: AllowOption = None, as_json: JsonOpti
     """
     from vdkit.vmdk.admin import shrink_disk
 
-    store, name = _at(disk)
-    with job_observer(as_json=as_json) as observer:
-        result = shrink_disk(
-            store,
-            name,
-            allow_paths=allow_path or [],
-            progress=lambda done, total: observer.progress(f"shrink {disk.name}", done, total),
-        )
-    _report_sizes(disk, result, as_json=as_json)
+    _compact(shrink_disk, "shrink", disk, allow_path, as_json=as_json)
 
 
 def defragment(disk: VmdkArgument, allow_path: AllowOption = None, as_json: JsonOption = False) -> None:
@@ -118,18 +111,20 @@ def defragment(disk: VmdkArgument, allow_path: AllowOption = None, as_json: Json
     """
     from vdkit.vmdk.admin import defragment_disk
 
+    _compact(defragment_disk, "defragment", disk, allow_path, as_json=as_json)
+
+
+def _compact(
+    work: Callable[..., AdminResult], verb: str, disk: Path, allow_path: list[str] | None, *, as_json: bool
+) -> None:
     store, name = _at(disk)
     with job_observer(as_json=as_json) as observer:
-        result = defragment_disk(
+        result = work(
             store,
             name,
             allow_paths=allow_path or [],
-            progress=lambda done, total: observer.progress(f"defragment {disk.name}", done, total),
+            progress=lambda done, total: observer.progress(f"{verb} {disk.name}", done, total),
         )
-    _report_sizes(disk, result, as_json=as_json)
-
-
-def _report_sizes(disk: Path, result: AdminResult, *, as_json: bool) -> None:
     facts = {"path": str(disk), "bytes_before": result.before, "bytes_after": result.after}
     sizes = f"{human_size(result.before)} before, {human_size(result.after)} now"
     _report(facts, f"{disk}: {sizes}", as_json=as_json)

@@ -61,8 +61,9 @@ EXTENT_FORMS = {
     "VMFSRAW": ExtentForm.DEVICE,
 }
 
-#: ``createType`` values that are made of those extents, case-folded.
-_OPENABLE = {
+#: ``createType`` values of disks that hold all of themselves in files that can be changed in place,
+#: case-folded.
+BASE_TYPES = frozenset(
     name.casefold()
     for name in (
         "monolithicSparse",
@@ -71,17 +72,16 @@ _OPENABLE = {
         "2GbMaxExtentSparse",
         "twoGbMaxExtentFlat",
         "2GbMaxExtentFlat",
-        "streamOptimized",
         "vmfs",
         "vmfsPreallocated",
         "vmfsEagerZeroedThick",
         "vmfsThick",
         "vmfsThin",
-        "vmfsSparse",
-        "seSparse",
-        "vmfsSeSparse",
-        "custom",
     )
+)
+#: All that are made of those extents.
+_OPENABLE = BASE_TYPES | {
+    name.casefold() for name in ("streamOptimized", "vmfsSparse", "seSparse", "vmfsSeSparse", "custom")
 }
 
 #: Types whose extents may lie on devices; they are only read.

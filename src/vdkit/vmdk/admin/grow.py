@@ -28,26 +28,18 @@ from vdkit.vmdk.admin.subject import (
 )
 from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.extentline import Access, ExtentLine
-from vdkit.vmdk.kinds import ADAPTERS, MAX_DISK_SECTORS, SECTOR, ExtentForm, extent_form, geometry_for
+from vdkit.vmdk.kinds import (
+    ADAPTERS,
+    BASE_TYPES,
+    MAX_DISK_SECTORS,
+    SECTOR,
+    ExtentForm,
+    extent_form,
+    geometry_for,
+)
 from vdkit.vmdk.names import Place
 from vdkit.vmdk.textfile import rewrite_text
 
-_GROWABLE = {
-    name.casefold()
-    for name in (
-        "monolithicSparse",
-        "monolithicFlat",
-        "twoGbMaxExtentSparse",
-        "2GbMaxExtentSparse",
-        "twoGbMaxExtentFlat",
-        "2GbMaxExtentFlat",
-        "vmfs",
-        "vmfsPreallocated",
-        "vmfsEagerZeroedThick",
-        "vmfsThick",
-        "vmfsThin",
-    )
-}
 _SPLIT = re.compile(r"(twoGb|2Gb)MaxExtent(Sparse|Flat)", re.IGNORECASE)
 
 
@@ -107,7 +99,7 @@ def _checked(subject: Subject, capacity: int) -> int:
             f"{place}: a child has the size of its parent",
             remedy="consolidate the snapshots, then grow the disk",
         )
-    if descriptor.create_type.casefold() not in _GROWABLE or (
+    if descriptor.create_type.casefold() not in BASE_TYPES or (
         subject.header is not None and subject.header.compressed
     ):
         raise NotSupported(
