@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from diskchanges import change
 from vdkit.block.copy import copy
 from vdkit.block.local import FolderStore, open_file
-from vdkit.vmdk import Disk, DiskType, StreamWriter, create_child, create_disk, open_disk
+from vdkit.vmdk import DiskType, StreamWriter, create_child, create_disk, open_disk
 from vdkit.vmdk.check import Verdict, check_disk
 
 GRAIN = 65536
@@ -62,20 +63,6 @@ def make(folder: Path, name: str, content: bytes, **options: object) -> None:
             return
         with create_disk(store, name, len(content), **options) as disk:  # type: ignore[arg-type]
             copy(source, disk, target_is_zero=True)
-
-
-def change(disk: Disk, model: bytearray, seed: int) -> None:
-    rnd = random.Random(seed)
-    for _ in range(20):
-        start = rnd.randrange(len(model))
-        length = min(len(model) - start, rnd.randrange(1, 2 * GRAIN))
-        if rnd.random() < 0.3:
-            disk.write_zeroes(start, length)
-            model[start : start + length] = bytes(length)
-        else:
-            data = rnd.randbytes(length)
-            disk.write_from(start, data)
-            model[start : start + length] = data
 
 
 def same_for_qemu(folder: Path, name: str, content: bytes) -> None:
@@ -151,7 +138,7 @@ def test_qemu_writes_into_them_and_into_a_child(tmp_path: Path, kind: str) -> No
     run(*create, tmp_path / "child.vmdk")
     qemu_writes(tmp_path / "child.vmdk", model, at=MIB)
     with open_disk(store, "child.vmdk", writable=True) as disk:
-        change(disk, model, seed=6)
+        change(disk, model, seed=6, times=20)
     same_for_qemu(tmp_path, "child.vmdk", model)
     with open_disk(store, "child.vmdk") as disk:
         seen = bytearray(size)
@@ -185,14 +172,14 @@ def test_qemu_reads_and_writes_our_children(tmp_path: Path, kind: DiskType, pare
     create_child(store, "vm.vmdk", "vm-000001.vmdk", disk_type=kind, **split)
     same_for_qemu(tmp_path, "vm-000001.vmdk", model)
     with open_disk(store, "vm-000001.vmdk", writable=True) as disk:
-        change(disk, model, seed=8)
+        change(disk, model, seed=8, times=20)
     same_for_qemu(tmp_path, "vm-000001.vmdk", model)
     if kind is DiskType.VMFS_SPARSE:  # qemu only reads those
         return
     qemu_writes(tmp_path / "vm-000001.vmdk", model, whole=kind is DiskType.SPLIT_SPARSE)
     same_for_qemu(tmp_path, "vm-000001.vmdk", model)
     with open_disk(store, "vm-000001.vmdk", writable=True) as disk:
-        change(disk, model, seed=9)
+        change(disk, model, seed=9, times=20)
     same_for_qemu(tmp_path, "vm-000001.vmdk", model)
     assert check_disk(store, "vm-000001.vmdk").verdict is Verdict.CLEAN
 
@@ -217,7 +204,7 @@ def test_we_write_into_disks_of_qemu(tmp_path: Path, options: str, size: int) ->
     run(*convert, tmp_path / "content.raw", tmp_path / "q.vmdk")
     for seed in (11, 12):
         with open_disk(FolderStore(tmp_path), "q.vmdk", writable=True) as disk:
-            change(disk, model, seed)
+            change(disk, model, seed, times=20)
         same_for_qemu(tmp_path, "q.vmdk", model)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from diskchanges import change
 from vdkit.block.copy import copy
 from vdkit.block.extent import ExtentKind
 from vdkit.block.local import FolderStore, open_file
@@ -125,24 +126,10 @@ def test_we_change_disks_of_qemu(tmp_path: Path, form: str) -> None:
     run("qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={form}", raw, tmp_path / "q.vmdk")
     model = bytearray(raw.read_bytes())
     with open_disk(FolderStore(tmp_path), "q.vmdk", writable=True) as disk:
-        change(disk, model, seed=4)
+        change(disk, model, seed=4, times=30)
     raw.write_bytes(model)
     run("qemu-img", "check", tmp_path / "q.vmdk")
     same(raw, tmp_path / "q.vmdk")
-
-
-def change(disk: Disk, model: bytearray, seed: int) -> None:
-    rnd = random.Random(seed)
-    for _ in range(30):
-        start = rnd.randrange(len(model))
-        length = min(len(model) - start, rnd.randrange(1, 2 * GRAIN))
-        if rnd.random() < 0.3:
-            disk.write_zeroes(start, length)
-            model[start : start + length] = bytes(length)
-        else:
-            data = rnd.randbytes(length)
-            disk.write_from(start, data)
-            model[start : start + length] = data
 
 
 @pytest.mark.parametrize("size", [40 * GRAIN, 40 * GRAIN + 5 * 512])
@@ -159,7 +146,7 @@ def test_qemu_reads_our_chains(tmp_path: Path, base: DiskType, child: DiskType, 
         create_child(store, name, f"vm-00000{i}.vmdk", disk_type=child)
         name = f"vm-00000{i}.vmdk"
         with open_disk(store, name, writable=True) as disk:
-            change(disk, model, seed=i)
+            change(disk, model, seed=i, times=30)
     raw.write_bytes(model)
     with open_disk(store, name) as disk:
         assert contents(disk) == model
@@ -185,7 +172,7 @@ def test_qemu_writes_a_child_of_our_disk(tmp_path: Path) -> None:
         assert len(disk.info.links) == 2
         assert contents(disk) == model
     with open_disk(store, "child.vmdk", writable=True) as disk:
-        change(disk, model, seed=8)
+        change(disk, model, seed=8, times=30)
     raw.write_bytes(model)
     same(raw, tmp_path / "child.vmdk")
 
