@@ -7,9 +7,12 @@ parts, NUL, symbolic links and anything that is not a regular file are refused w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol, runtime_checkable
 
 from vdkit.block.device import BlockDevice, WritableDevice
+from vdkit.errors import VixError
 
 
 @runtime_checkable
@@ -44,3 +47,21 @@ class Store(Protocol):
 
     def substore(self, folder: str) -> Store:
         """The store of one folder of this store."""
+
+
+@contextmanager
+def replacing(store: Store, name: str, beside: str) -> Iterator[None]:
+    """The block makes the object ``beside``, which then takes the place of ``name`` as a whole.
+
+    One that a killed run left is removed first, and none is left if the block or the renaming fails.
+    """
+    if store.exists(beside):
+        store.remove(beside)
+    try:
+        yield
+        store.rename(beside, name, replace=True)
+    except BaseException:
+        with suppress(VixError):  # the error that brought us here is the one to tell
+            if store.exists(beside):
+                store.remove(beside)
+        raise

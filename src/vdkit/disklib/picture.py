@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vdkit.block.extent import ExtentKind
 from vdkit.block.local import FolderStore
+from vdkit.block.store import replacing
 from vdkit.disklib.diskmap import Layer
 from vdkit.disklib.pixelfont import dots, text_width
-from vdkit.errors import AlreadyExists, UsageError, VixError
+from vdkit.errors import AlreadyExists, UsageError
 
 if TYPE_CHECKING:
     from vdkit.block.device import WritableDevice
@@ -192,16 +192,8 @@ def save_png(picture: Picture, path: Path) -> None:
         if head and bytes(head) != _SIGNATURE:
             raise AlreadyExists(f"{path}: it exists and is no PNG picture", remedy="choose another name")
     beside = f"{path.name}.vdkit-partial"
-    if store.exists(beside):  # left by a run that was killed
-        store.remove(beside)
-    try:
-        with store.create(beside) as file:
-            write_png(picture, file)
-        store.rename(beside, path.name, replace=True)
-    except BaseException:
-        with suppress(VixError):
-            store.remove(beside)
-        raise
+    with replacing(store, path.name, beside), store.create(beside) as file:
+        write_png(picture, file)
 
 
 class _Canvas:

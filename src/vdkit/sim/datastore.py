@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from vdkit.block.local import FolderStore
-from vdkit.block.store import Store
+from vdkit.block.store import Store, replacing
 from vdkit.errors import AccessDenied, LimitExceeded, NotFound, OutsideStore
 from vdkit.sim.faults import InvalidDatastorePath
 from vdkit.sim.locks import LockTable
@@ -86,12 +86,9 @@ class Datastore:
         fresh = f"{name}~"
         if self.exists(name) and self.read_text(name, MAX_TEXT) == data:
             return
-        if self.exists(fresh):  # left by a run that was killed
-            self.discard(fresh)
-        with self.store.create(fresh, len(data)) as device:
+        with replacing(self.store, name, fresh), self.store.create(fresh, len(data)) as device:
             if data:
                 device.write_from(0, data)
-        self.store.rename(fresh, name, replace=True)
 
     def discard(self, name: str) -> None:
         """Remove a file if it is there."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, unquote
 
 from vdkit.block.device import BlockDevice, WritableDevice
+from vdkit.block.store import replacing
 from vdkit.errors import (
     AccessDenied,
     Closed,
@@ -138,16 +139,12 @@ class FolderAccess:
         fresh = f"{path}.uploading"
         store = datastore.store
         existed = datastore.exists(path)
-        with self._lock(datastore, path, LockMode.WRITE):
-            datastore.discard(fresh)
-            target = store.create(fresh, request.body.length or 0)
-            try:
-                with target:
-                    _fill(target, request)
-                store.rename(fresh, path, replace=True)
-            except BaseException:
-                datastore.discard(fresh)
-                raise
+        with (
+            self._lock(datastore, path, LockMode.WRITE),
+            replacing(store, path, fresh),
+            store.create(fresh, request.body.length or 0) as target,
+        ):
+            _fill(target, request)
         return HttpResponse(HTTPStatus.OK if existed else HTTPStatus.CREATED)
 
     # -- /guest ----------------------------------------------------------------------------------

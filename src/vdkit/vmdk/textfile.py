@@ -6,6 +6,7 @@ Source of facts: VMware's "Virtual Disk Format 5.0".
 from __future__ import annotations
 
 from vdkit.block.device import WritableDevice
+from vdkit.block.store import replacing
 from vdkit.vmdk.kinds import SECTOR
 from vdkit.vmdk.names import Place
 
@@ -50,15 +51,6 @@ def _overwrite(place: Place, data: bytes, sectors: range) -> None:
 
 
 def _replace(place: Place, data: bytes) -> None:
-    store = place.store
     beside = f"{place.name}.new"
-    if store.exists(beside):  # left by a run that was killed
-        store.remove(beside)
-    try:
-        with store.create(beside) as file:
-            write_text(file, data)
-        store.rename(beside, place.name, replace=True)
-    except BaseException:
-        if store.exists(beside):
-            store.remove(beside)
-        raise
+    with replacing(place.store, place.name, beside), place.store.create(beside) as file:
+        write_text(file, data)

@@ -10,15 +10,14 @@ Source of facts: VMware's "Virtual Disk Format 5.0" and the published VixDiskLib
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from vdkit.block.chain import Chain
 from vdkit.block.copy import zero_test
 from vdkit.block.device import BlockDevice, WritableDevice
 from vdkit.block.extent import ExtentKind
-from vdkit.block.store import Store
+from vdkit.block.store import Store, replacing
 from vdkit.block.workers import CancelToken
-from vdkit.errors import NotSupported, VixError
+from vdkit.errors import NotSupported
 from vdkit.vmdk.admin.rewrite import Rewrite, is_packed, rewrite_of
 from vdkit.vmdk.admin.subject import (
     BESIDE,
@@ -161,18 +160,13 @@ class _Compaction:
 
     def run(self, tell: Callable[[int], None]) -> None:
         place = self._rewrite.place
-        store, beside = place.store, f"{place.name}{BESIDE}"
-        if store.exists(beside):  # left by a run that was killed
-            store.remove(beside)
-        try:
-            with self._rewrite.open_old() as old, self._rewrite.make_new(beside) as new:
-                self._copy(old, new, tell)
-            store.rename(beside, place.name, replace=True)
-        except BaseException:
-            with suppress(VixError):
-                if store.exists(beside):
-                    store.remove(beside)
-            raise
+        beside = f"{place.name}{BESIDE}"
+        with (
+            replacing(place.store, place.name, beside),
+            self._rewrite.open_old() as old,
+            self._rewrite.make_new(beside) as new,
+        ):
+            self._copy(old, new, tell)
 
     def _copy(self, old: BlockDevice, new: WritableDevice, tell: Callable[[int], None]) -> None:
         for run in old.extents():
