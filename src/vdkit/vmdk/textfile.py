@@ -1,4 +1,4 @@
-"""Text descriptors as files: written once, changed so that a crash leaves the old one or the new one.
+"""Text descriptors as files: written once, changed so that a crash leaves a descriptor that opens.
 
 Source of facts: VMware's "Virtual Disk Format 5.0".
 """
@@ -26,7 +26,12 @@ def write_text(file: WritableDevice, data: bytes, *, durable: bool = True) -> No
 
 
 def rewrite_text(place: Place, data: bytes) -> None:
-    """Change a descriptor: in place where one sector's write does it, else beside it and by renaming."""
+    """Change a descriptor: in place where it keeps its length and no more than two neighbouring sectors
+    change, else beside it and by renaming.
+
+    Two sectors may come to the disk one without the other: then the long content id can lag behind the
+    content id, and a value across their border be half old and half new. The lines themselves stay whole.
+    """
     with place.open() as file:
         old = bytearray(file.capacity)
         file.read_into(0, old)
