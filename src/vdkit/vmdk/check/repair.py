@@ -7,7 +7,7 @@ Format 5.0".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from vdkit.block.store import Store
 from vdkit.block.workers import CancelToken
@@ -96,17 +96,8 @@ def repair_disk(
         if not force:
             _refuse_children(place)
     ctx = Context(Files(), allow_paths, True, progress, cancel)
-    with _Closing() as files:
+    with closing(PatchedFiles()) as files:
         return _Repair(place, ctx, files, options, target, undo_name).run(dry_run=dry_run)
-
-
-class _Closing:
-    def __enter__(self) -> PatchedFiles:
-        self._files = PatchedFiles()
-        return self._files
-
-    def __exit__(self, *error: object) -> None:
-        self._files.close()
 
 
 class _Repair:
