@@ -12,14 +12,9 @@ from simulated_login import logged_in, one_line, the_machine
 from vdkit.block.compare import compare
 from vdkit.block.copy import copy
 from vdkit.block.memory import MemoryDevice
-from vdkit.disklib.connection import (
-    ConnectParams,
-    Retry,
-    choose_mode,
-    connect,
-    connection_of,
-    open_remote,
-)
+from vdkit.disklib.connection import ConnectParams, connect, connection_of
+from vdkit.disklib.modes import choose_mode
+from vdkit.disklib.remote import Retry, open_remote
 from vdkit.errors import (
     Closed,
     HostFileLocked,

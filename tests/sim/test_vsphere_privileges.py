@@ -9,7 +9,7 @@ import pytest
 from pyVmomi import VmomiSupport
 from simulated_login import logged_in, the_machine
 
-from vdkit.disklib.connection import open_remote
+from vdkit.disklib.remote import open_remote
 from vdkit.testing.fixtures import HostFactory
 from vdkit.vsphere import machines, snapshots, tracking
 from vdkit.vsphere.tracking import ChangeQuery

@@ -11,7 +11,7 @@ import pytest
 
 from vdkit.block.memory import MemoryDevice
 from vdkit.block.wrappers import Fault, Faults
-from vdkit.disklib.connection import connect, list_transport_modes
+from vdkit.disklib.connection import connect
 from vdkit.disklib.constants import (
     MAX_CHUNK_SIZE,
     AdapterType,
@@ -21,6 +21,7 @@ from vdkit.disklib.constants import (
 )
 from vdkit.disklib.handle import Block, DiskHandle
 from vdkit.disklib.local import convert
+from vdkit.disklib.modes import list_transport_modes
 from vdkit.errors import (
     Cancelled,
     Closed,

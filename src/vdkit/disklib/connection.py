@@ -8,17 +8,14 @@ Source of the shape: the published VDDK programming guide (ConnectEx, Open, GetT
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from vdkit.block.copy import CopyResult
-from vdkit.block.device import BlockDevice, WritableDevice
 from vdkit.block.workers import CancelToken
 from vdkit.disklib import hosted
 from vdkit.disklib.configuration import Configuration
@@ -27,24 +24,18 @@ from vdkit.disklib.filehandle import open_file_handle
 from vdkit.disklib.handle import DiskHandle, Progress
 from vdkit.disklib.hosted import CreateParams
 from vdkit.disklib.info import remote_info
-from vdkit.disklib.resuming import DEFAULT_ATTEMPTS, ResumingDisk
-from vdkit.errors import ChainError, Closed, NotFound, NotSupported, UsageError, VixError
+from vdkit.disklib.modes import DEFAULT_MODES, choose_mode
+from vdkit.disklib.remote import Retry, open_remote
+from vdkit.errors import ChainError, Closed, NotSupported, UsageError
 from vdkit.net.secret import Secret
 from vdkit.net.trust import Trust
 from vdkit.transports.nfc import CompressionName as Compression
-from vdkit.transports.nfc import Mode, NfcTarget, Timeouts, open_nfc
 from vdkit.vsphere.inventory import find_machine
-from vdkit.vsphere.model import VirtualDisk, VirtualMachine
+from vdkit.vsphere.model import VirtualMachine
 from vdkit.vsphere.session import DEFAULT_PORT, DEFAULT_TIMEOUT, Session
-from vdkit.vsphere.tickets import NfcTicket, disk_ticket, read_ticket
 
 if TYPE_CHECKING:
     from vdkit.vmdk.check import CheckReport
-
-#: Modes that can be asked for, in the order of VixDiskLib; those of a remote disk that are built are opened.
-KNOWN_MODES: Final = ("file", "san", "hotadd", "nbdssl", "nbd")
-REMOTE_MODES: Final[tuple[Mode, ...]] = ("nbdssl", "nbd")
-DEFAULT_MODES: Final = "nbdssl:nbd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +49,6 @@ class ConnectParams:
     vm: str
     port: int = DEFAULT_PORT
     timeout: float = DEFAULT_TIMEOUT
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How a remote disk comes back after a passing failure. See :class:`ResumingDisk`."""
-
-    attempts: int = DEFAULT_ATTEMPTS
-    sleep: Callable[[float], None] = time.sleep
-    jitter: Callable[[], float] = random.random
-    notify: Callable[[VixError, float], None] | None = None
 
 
 class Connection:
@@ -325,81 +306,3 @@ def connect(params: ConnectParams | None = None, *, configuration: Configuration
 def connection_of(session: Session, vm: VirtualMachine) -> Connection:
     """A connection on a session that the caller keeps and closes."""
     return Connection(session, vm, owns_session=False)
-
-
-def list_transport_modes() -> str:
-    """VixDiskLib's list: the modes that can be used here, best first."""
-    return ":".join(("file", *REMOTE_MODES))
-
-
-def choose_mode(modes: str) -> Mode:
-    """The first mode of a colon list that can open a remote disk. Raises UsageError, NotSupported."""
-    asked = [mode for mode in modes.split(":") if mode]
-    for mode in asked:
-        if mode not in KNOWN_MODES:
-            raise UsageError(f"transport mode {mode!r}: {', '.join(KNOWN_MODES)} are known")
-    for mode in asked:
-        for built in REMOTE_MODES:
-            if mode == built:
-                return built
-    raise NotSupported(f"transport modes {modes!r}: none of them can open a remote disk", remedy="use nbdssl")
-
-
-def open_remote(
-    session: Session,
-    vm: VirtualMachine,
-    path: str,
-    *,
-    writable: bool = False,
-    mode: Mode = "nbdssl",
-    compression: Compression = "none",
-    device_key: int | None = None,
-    retry: Retry | None = None,
-    timeouts: Timeouts | None = None,
-    cancel: CancelToken | None = None,
-) -> ResumingDisk:
-    """A disk of a machine over NFC, opened again with a new ticket when it fails for a passing reason.
-
-    ``path`` is a datastore path; ``device_key`` tells which disk it belongs to, and is looked up in the
-    machine's configuration for writing if it is not given.
-    """
-    retry = retry or Retry()
-    key = device_key
-    if writable and key is None:
-        key = _disk_of(session, vm, path).key
-
-    def opener() -> BlockDevice | WritableDevice:
-        ticket = disk_ticket(session, vm, key, writable=True) if writable and key is not None else None
-        target = _target(ticket or read_ticket(session, vm), path)
-        return open_nfc(target, mode=mode, writable=writable, compression=compression, timeouts=timeouts)
-
-    return ResumingDisk(
-        opener,
-        attempts=retry.attempts,
-        sleep=retry.sleep,
-        jitter=retry.jitter,
-        notify=retry.notify,
-        cancel=cancel,
-    )
-
-
-def _target(ticket: NfcTicket, path: str) -> NfcTarget:
-    return NfcTarget(
-        host=ticket.host,
-        port=ticket.port,
-        ticket=ticket.ticket,
-        service=ticket.service,
-        thumbprint=ticket.thumbprint,
-        certificate=ticket.certificate,
-        path=path,
-    )
-
-
-def _disk_of(session: Session, vm: VirtualMachine, path: str) -> VirtualDisk:
-    for disk in vm.disks:
-        if path == disk.file or path in disk.parents:
-            return disk
-    known = ", ".join(disk.file for disk in vm.disks) or "none"
-    raise NotFound(
-        f"{session.where}: {vm.name} ({vm.moref}) has no disk {path!r}", remedy=f"its disks are: {known}"
-    )

@@ -36,7 +36,7 @@ from vdkit.block.copy import CopyProgress
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import RangeSet
 from vdkit.block.workers import CancelToken
-from vdkit.disklib.connection import open_remote
+from vdkit.disklib.remote import open_remote
 from vdkit.errors import ChangeTrackingError, NotSupported, SnapshotFailed, TrackingOff, VixError
 from vdkit.jobs.hardware import facts_of
 from vdkit.jobs.observer import Observer, retry_told_to

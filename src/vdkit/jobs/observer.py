@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from vdkit.disklib.connection import Retry
+from vdkit.disklib.remote import Retry
 from vdkit.errors import VixError
 
 

@@ -15,9 +15,9 @@ from vdkit.block.copy import CopyProgress
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import RangeSet
 from vdkit.block.workers import CancelToken
-from vdkit.disklib.connection import open_remote
 from vdkit.disklib.local import RAW, save, unsave
 from vdkit.disklib.opening import open_local
+from vdkit.disklib.remote import open_remote
 from vdkit.disklib.resuming import ResumingDisk
 from vdkit.errors import ControlError, UsageError, VerifyFailed, VixError
 from vdkit.jobs.hardware import datastore_of, machine_like
