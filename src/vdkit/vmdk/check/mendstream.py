@@ -56,16 +56,22 @@ def _is_complete(state: StreamState) -> bool:
 
 
 def _empty_damaged(patch: Patch, state: StreamState, outcome: Outcome) -> None:
-    """A grain that reads as zeroes, as long as the old one, so that what follows stays where it is."""
+    """A grain that reads as zeroes, as long as the old one, so that what follows stays where it is.
+
+    Where the old one is shorter than even that, markers that mean nothing take its place: no grain is there.
+    """
     packed = zlib.compress(bytes(state.header.grain * SECTOR), 9)
     good = set(state.walk.numbers)
     for damage in state.walk.damaged:
         if damage.number not in good:
             outcome.lose(*state.shape.run(damage.number))
         outcome.say(f"{patch.name}: made damaged grains read as zeroes")
+        offset = damage.sector * SECTOR
         if len(packed) <= damage.size:
-            offset = damage.sector * SECTOR + markers.GRAIN_HEAD
-            patch.write_from(offset, packed.ljust(damage.size, b"\0"))
+            patch.write_from(offset + markers.GRAIN_HEAD, packed.ljust(damage.size, b"\0"))
+        else:
+            nothing = markers.metadata(markers.PROGRESS, 0)
+            patch.write_from(offset, nothing * markers.record_sectors(damage.size))
 
 
 def _in_place(patch: Patch, state: StreamState, wanted: dict[int, array[int]], outcome: Outcome) -> bool:
