@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from vdkit.errors import TransportError, UsageError
-from vdkit.net.connect import connect, tune
+from vdkit.net.connect import connect, tune, unbracket
 from vdkit.net.deadline import Deadline
 
 #: Bytes taken at a time.
@@ -90,7 +90,7 @@ class _Pipe:
 
 
 class Relay:
-    """Listens on loopback and passes connections on to ``host:port``, from one thread.
+    """Listens on ``listen`` and passes connections on to ``host:port``, from one thread.
 
     ``to_server`` and ``to_client``: seconds that each byte is held back. ``cut_to_server`` and
     ``cut_to_client``: bytes per connection after which it is broken, with a reset if ``reset`` is set.
@@ -106,6 +106,7 @@ class Relay:
         cut_to_server: int | None = None,
         cut_to_client: int | None = None,
         reset: bool = False,
+        listen: str = "127.0.0.1",
     ) -> None:
         for cut in (cut_to_server, cut_to_client):
             if cut is not None and cut < 1:
@@ -119,9 +120,10 @@ class Relay:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._wake_read, self._wake_write = socket.socketpair()
-        self._listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.host = unbracket(listen)
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        self._listening = socket.create_server((self.host, 0), family=family, backlog=64)
         self.port: int = self._listening.getsockname()[1]
-        self.host = "127.0.0.1"
         #: Bytes passed on so far, of connections that have ended.
         self.passed_to_server = 0
         self.passed_to_client = 0
