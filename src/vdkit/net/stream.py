@@ -205,8 +205,9 @@ class SocketStream(Stream):
         return any(mask & (select.POLLIN | select.POLLHUP | select.POLLERR) for _, mask in events)
 
     def _poll(self, poll: select.poll, deadline: Deadline) -> list[tuple[int, int]]:
+        remaining = deadline.remaining
         # Rounded up: a poll that returns just before the deadline would only be repeated.
-        return poll.poll(int(deadline.remaining * 1000) + 1)
+        return poll.poll(int(remaining * 1000) + 1 if remaining > 0 else 0)
 
     def _blocked_or_raise(self, error: OSError) -> None:
         if error.errno in _BLOCKED:

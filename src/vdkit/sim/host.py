@@ -31,6 +31,7 @@ from vdkit.sim.https import HttpRequest, HttpResponse, HttpsServer
 from vdkit.sim.inventory import Inventory
 from vdkit.sim.machine import Machine
 from vdkit.sim.nfc_faults import NfcFaults
+from vdkit.sim.nfc_ledger import Limits
 from vdkit.sim.nfc_server import NfcServer
 from vdkit.sim.scenario import Scenario
 from vdkit.sim.soap.build import populate
@@ -107,7 +108,8 @@ class SimulatedHost:
         return self
 
     def _start_ports(self, world: World, tickets: TicketBox) -> None:
-        self._nfc = NfcServer(tickets, self.certificate, self.host, self._nfc_port, faults=self.scenario.nfc)
+        self._nfc = NfcServer(tickets, self.certificate, self.host, self._nfc_port)
+        self._refresh_nfc_faults()
         self._nfc.start()
         world.address = self.host
         world.before_ticket = self._refresh_nfc_faults
@@ -124,6 +126,9 @@ class SimulatedHost:
         """Whoever asks for a ticket is about to connect: let what the scenario says now hold for it."""
         if self._nfc is not None:
             self._nfc.faults = self.scenario.nfc or NfcFaults()
+            self._nfc.ledger.limits = Limits(
+                self.scenario.nfc_memory_limit, self.scenario.nfc_connection_limit
+            )
 
     @staticmethod
     def _known_hosts(folder: tempfile.TemporaryDirectory[str]) -> Path:
@@ -172,6 +177,25 @@ class SimulatedHost:
     @property
     def url(self) -> str:
         return f"https://{host_port(self.host, self.port)}/sdk"
+
+    @property
+    def nfc_memory_peak(self) -> int:
+        """Most bytes of requests that the data port held at once, counted while there is a limit."""
+        return self._nfc.ledger.memory_peak if self._nfc is not None else 0
+
+    @property
+    def nfc_memory_refused(self) -> int:
+        """Requests that the data port had no memory for."""
+        return self._nfc.ledger.memory_refused if self._nfc is not None else 0
+
+    @property
+    def nfc_connections_peak(self) -> int:
+        """Most connections that the data port had at once; those turned away do not count."""
+        return self._nfc.ledger.connections_peak if self._nfc is not None else 0
+
+    @property
+    def nfc_connections_refused(self) -> int:
+        return self._nfc.ledger.connections_refused if self._nfc is not None else 0
 
     def environment(self) -> dict[str, str]:
         """Settings for vdkit's own commands and for govc; the password is among them.

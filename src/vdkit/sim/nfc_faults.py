@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vdkit.sim.certificates import Certificate
 
@@ -15,6 +16,9 @@ class NfcFaults:
     """
 
     # -- greeting
+    #: How a connection above the limit is turned away: a line in place of the greeting, or the end of the
+    #: connection, or nothing at all.
+    connection_refusal: Literal["greeting", "close", "hang"] = "greeting"
     greeting_without_sha256: bool = False
     greeting_without_nfcssl: bool = False
     greeting_too_long: bool = False

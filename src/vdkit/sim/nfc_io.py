@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vdkit.block.device import BlockDevice, WritableDevice
 from vdkit.errors import ProtocolError, VixError
 from vdkit.net.deadline import Deadline
@@ -9,7 +11,7 @@ from vdkit.net.stream import Stream
 from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.sim.nfc_outlet import Outlet
 from vdkit.sim.nfc_spoil import Chunk, spoiled
-from vdkit.sim.ports import CODE_DENIED, CODE_DISK
+from vdkit.sim.ports import CODE_DENIED, CODE_DISK, CODE_NO_MEMORY
 from vdkit.wire.nfc import codecs, records
 from vdkit.wire.nfc.assembly import Assembly, fragments
 from vdkit.wire.nfc.limits import DEFAULT_HELLO_BUFFER, MAX_SERVED_REQUEST, bounded
@@ -30,10 +32,17 @@ class IoError(Exception):
         self.text = text
 
 
+def no_memory(size: int) -> IoError:
+    """The refusal of a request of ``size`` bytes: hosts name that much and 24."""
+    return IoError(CODE_NO_MEMORY, f"Failed to allocate the requested {size + 24} bytes")
+
+
 class Reads:
     """Answers reads in chunks of the size that HELLO agreed on."""
 
-    def __init__(self, outlet: Outlet, faults: NfcFaults) -> None:
+    def __init__(self, outlet: Outlet, faults: NfcFaults, between: Callable[[], None] | None = None) -> None:
+        """``between`` is called between two chunks: the moment to see what else has come."""
+        self._between = between
         self._outlet = outlet
         self._faults = faults
         self._healthy = faults == NfcFaults()
@@ -55,6 +64,8 @@ class Reads:
             parts.reverse()
         for start, length in parts:
             self._chunk(device, sequence, request, start, length)
+            if self._between is not None:
+                self._between()
 
     def _chunk(self, device: BlockDevice, sequence: int, request: Io, start: int, length: int) -> None:
         view = self._buffer[IO_HEAD : IO_HEAD + length]

@@ -12,24 +12,29 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from vdkit.errors import TransportError
+from vdkit.errors import ConnectionLost, TransportError
+from vdkit.net.deadline import Deadline
 from vdkit.net.listener import Listener
 from vdkit.net.stream import SocketStream
 from vdkit.sim.certificates import Certificate, context_of
 from vdkit.sim.nfc_faults import NfcFaults
-from vdkit.sim.nfc_login import Login, Settings
+from vdkit.sim.nfc_ledger import Ledger, Limits
+from vdkit.sim.nfc_login import STEP_TIMEOUT, Login, Settings
 from vdkit.sim.nfc_outlet import Outlet
 from vdkit.sim.nfc_session import DiskSession
 from vdkit.sim.ports import TicketOffice
 from vdkit.wire.nfc.handshake import HOST_VERSION_8
 
 _log = logging.getLogger(__name__)
+#: What a client reads in place of the greeting when there are too many connections. Ours.
+TOO_MANY = b"421 Service not available: too many connections\r\n"
 
 
 class NfcServer:
     """Serves disks on one address until :meth:`stop`, which breaks what is open and joins every thread.
 
-    ``faults`` may be replaced at any time; a connection keeps those that were there when it began.
+    ``faults`` may be replaced at any time; a connection keeps those that were there when it began. ``ledger``
+    counts what clients ask for and may be given limits.
     ``strict_records`` refuses two handshake messages in one TLS record, as hosts do.
     """
 
@@ -41,10 +46,12 @@ class NfcServer:
         port: int = 0,
         *,
         faults: NfcFaults | None = None,
+        limits: Limits | None = None,
         host_version: int = HOST_VERSION_8,
         strict_records: bool = False,
     ) -> None:
         self.faults = faults or NfcFaults()
+        self.ledger = Ledger(limits)
         self._certificate = certificate
         self._settings = Settings(office, certificate, context_of(certificate), host_version, strict_records)
         self._stopping = threading.Event()
@@ -89,6 +96,28 @@ class NfcServer:
         self.stop()
 
     def _serve(self, raw: SocketStream) -> None:
+        if not self.ledger.connect():
+            self._turn_away(raw)
+            return
+        try:
+            self._serve_counted(raw)
+        finally:
+            self.ledger.disconnect()
+
+    def _turn_away(self, raw: SocketStream) -> None:
+        """No answer to a connection too many is on record: these three are what servers do."""
+        _log.info("%s: one connection too many", raw.peer)
+        match self.faults.connection_refusal:
+            case "greeting":
+                raw.send((TOO_MANY,), Deadline.after(STEP_TIMEOUT))
+            case "hang":
+                # Until the client gives up, or the server stops.
+                while raw.recv_into(memoryview(bytearray(1)), Deadline.after(STEP_TIMEOUT)):
+                    pass
+            case "close":
+                raise ConnectionLost(f"{raw.peer}: turned away")
+
+    def _serve_counted(self, raw: SocketStream) -> None:
         faults = self.faults
         outlet = Outlet(raw, faults, self._stopping)
         try:
@@ -99,5 +128,5 @@ class NfcServer:
         if admitted is None:
             return
         stream, grant = admitted
-        with DiskSession(stream, outlet, grant, faults) as session:
+        with DiskSession(stream, outlet, grant, faults, self.ledger) as session:
             session.run()

@@ -13,7 +13,9 @@ from vdkit.net.deadline import Deadline
 from vdkit.net.stream import Stream
 from vdkit.net.tls import TlsStream
 from vdkit.sim.nfc_faults import NfcFaults
-from vdkit.sim.nfc_io import IoError, Reads, Writes
+from vdkit.sim.nfc_intake import RECORD_TIMEOUT, CountingIntake, Intake, Record
+from vdkit.sim.nfc_io import IoError, Reads, Writes, no_memory
+from vdkit.sim.nfc_ledger import Ledger
 from vdkit.sim.nfc_outlet import Outlet
 from vdkit.sim.ports import CODE_DISK, CODE_NO_MEMORY, DiskDatabase, Grant, Refusal
 from vdkit.wire.nfc import records
@@ -22,15 +24,10 @@ from vdkit.wire.nfc.limits import (
     MAX_HELLO_BUFFER,
     MAX_HELLO_TOTAL,
     MAX_MAP_CHUNKS,
-    MAX_PAYLOAD,
 )
 from vdkit.wire.nfc.records import Direction, Header, Io, MapRequest, Opcode, OpenReply
 
 _log = logging.getLogger(__name__)
-#: Seconds without a request after which hosts were seen to expire a session.
-IDLE_TIMEOUT = 1800.0
-#: Seconds that the rest of a record may take.
-RECORD_TIMEOUT = 60.0
 #: Disks open at once in one session.
 MAX_OPEN = 16
 #: Handles of hosts look like this: 32 bits, sign-extended.
@@ -45,18 +42,20 @@ _HEADS, _SECTORS = 255, 63
 class DiskSession:
     """Serves one client until END, or until the connection breaks. Closes its disks."""
 
-    def __init__(self, stream: Stream, outlet: Outlet, grant: Grant, faults: NfcFaults) -> None:
+    def __init__(
+        self, stream: Stream, outlet: Outlet, grant: Grant, faults: NfcFaults, ledger: Ledger
+    ) -> None:
         self._stream = stream
         self._outlet = outlet
         self._grant = grant
         self._faults = faults
+        self._ledger = ledger
+        self._intake = CountingIntake(stream, ledger) if ledger.counting else Intake(stream)
         self._disks: dict[int, tuple[str, BlockDevice]] = {}
         self._next_handle = _FIRST_HANDLE
-        self._reads = Reads(outlet, faults)
+        self._reads = Reads(outlet, faults, self._intake.look_ahead if ledger.counting else None)
         self._writes = Writes(stream, outlet, faults)
-        self._waiting: list[tuple[int, Io]] = []
-        self._head = memoryview(bytearray(records.HEADER_SIZE))
-        self._payload = memoryview(bytearray(MAX_PAYLOAD))
+        self._waiting: list[tuple[Record, Io]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -64,6 +63,7 @@ class DiskSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._intake.close()
         while self._disks:
             _, (path, device) = self._disks.popitem()
             try:
@@ -79,16 +79,13 @@ class DiskSession:
 
     def _serve_one(self) -> bool:
         """Take one record; False after END."""
-        if self._waiting and not self._more_comes():
+        if self._waiting and not self._intake.more_comes(_COLLECT):
             self._answer_newest_first()
-        self._stream.recv_exact(self._head, Deadline.after(IDLE_TIMEOUT))
-        header = records.parse_header(self._head)
-        payload = self._payload[: header.length]
-        if header.length:
-            self._stream.recv_exact(payload, Deadline.after(RECORD_TIMEOUT))
+        record = self._intake.next()
+        header, payload, _ = record
         match header.opcode:
             case Opcode.IO:
-                self._io(header, payload)
+                self._io(record)
             case Opcode.HELLO:
                 self._hello(header, payload)
             case Opcode.SOCKOPTS:
@@ -143,6 +140,9 @@ class DiskSession:
         hello = records.decode_hello(payload)
         size = hello.effective_size
         too_much = size > MAX_HELLO_BUFFER or size * max(1, hello.buffer_count) > MAX_HELLO_TOTAL
+        together = size * max(1, hello.buffer_count)
+        if not self._ledger.fits(together):
+            too_much, size = True, together
         if too_much or (self._faults.hello_refused and hello.buffer_size):
             self._error(header.sequence, CODE_NO_MEMORY, f"Failed to allocate the requested {size} bytes")
             if self._faults.hello_twin:
@@ -230,32 +230,39 @@ class DiskSession:
 
     # -- reads and writes ------------------------------------------------------------------------
 
-    def _io(self, header: Header, payload: memoryview) -> None:
-        request = records.decode_io(payload)
-        if request.direction == Direction.READ and self._faults.newest_first:
-            self._waiting.append((header.sequence, request))
-            return
-        try:
-            match request.direction:
-                case Direction.READ:
-                    self._reads.serve(self._disk(request.handle), header.sequence, request)
-                case Direction.WRITE:
-                    _, device = self._disks.get(request.handle, ("", None))
-                    self._writes.take(device, header.sequence, request)
-                case _:
-                    raise ProtocolError(
-                        f"{self._stream.peer}: an IO record has the unknown direction {request.direction}"
-                    )
-        except IoError as error:
-            self._error(header.sequence, error.code, error.text)
+    def _io(self, record: Record) -> None:
+        request = records.decode_io(record.payload)
+        match request.direction:
+            case Direction.READ:
+                if self._faults.newest_first:
+                    self._waiting.append((record, request))
+                else:
+                    self._read(record, request)
+            case Direction.WRITE:
+                _, device = self._disks.get(request.handle, ("", None))
+                sequence = record.header.sequence
+                try:
+                    self._writes.take(device, sequence, request)
+                except IoError as error:
+                    self._error(sequence, error.code, error.text)
+            case _:
+                raise ProtocolError(
+                    f"{self._stream.peer}: an IO record has the unknown direction {request.direction}"
+                )
 
-    def _more_comes(self) -> bool:
-        return self._stream.wait(Deadline.after(_COLLECT), readable=True, writable=False)
+    def _read(self, record: Record, request: Io) -> None:
+        sequence = record.header.sequence
+        try:
+            if record.held is None:
+                raise no_memory(request.total)
+            self._reads.serve(self._disk(request.handle), sequence, request)
+        except IoError as error:
+            self._error(sequence, error.code, error.text)
+        self._intake.answered(record)
 
     def _answer_newest_first(self) -> None:
         while self._waiting:
-            sequence, request = self._waiting.pop()
-            self._reads.serve(self._disk(request.handle), sequence, request)
+            self._read(*self._waiting.pop())
 
     # -- optional records ------------------------------------------------------------------------
 

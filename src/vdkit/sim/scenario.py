@@ -68,3 +68,8 @@ class Scenario:
     folder_status: int | None = None
     #: Faults of the data port, for the connections that use tickets issued from now on.
     nfc: NfcFaults | None = None
+    #: Bytes of requests that have come to one host's data port and are not yet answered, over all sessions.
+    #: Requests beyond that are refused. None: no limit, and nothing is counted.
+    nfc_memory_limit: int | None = None
+    #: Connections of one host's data port at once.
+    nfc_connection_limit: int | None = None
