@@ -16,6 +16,7 @@ from vdkit.block.device import BaseWritableDevice, WritableDevice
 from vdkit.block.extent import Extent, RangeSet
 from vdkit.errors import Closed
 from vdkit.sim import links
+from vdkit.sim.controllers import PLAIN, DiskOptions, Slot
 from vdkit.sim.datastore import Datastore, split_path
 from vdkit.sim.faults import FileFault
 from vdkit.sim.gate import StunGate
@@ -42,10 +43,12 @@ class SimDisk:
     bytes.
     """
 
-    def __init__(self, owner: DiskOwner, key: int, unit: int, datastore: Datastore, leaf: str) -> None:
+    def __init__(
+        self, owner: DiskOwner, slot: Slot, datastore: Datastore, leaf: str, options: DiskOptions = PLAIN
+    ) -> None:
         """``leaf`` is a name in the datastore. Opens the chain to learn about it. Raises ModelFault."""
-        self.key = key
-        self.unit = unit
+        self.slot = slot
+        self.options = options
         self.datastore = datastore
         self._owner = owner
         self._running: WritableDevice | None = None
@@ -59,6 +62,14 @@ class SimDisk:
         return f"<SimDisk {self.key} {self.file}>"
 
     # -- what it is ------------------------------------------------------------------------------
+
+    @property
+    def key(self) -> int:
+        return self.slot.key
+
+    @property
+    def unit(self) -> int:
+        return self.slot.unit
 
     @property
     def leaf(self) -> str:
@@ -88,8 +99,7 @@ class SimDisk:
         """The disk as the API shows it now."""
         facts = self.facts
         return DiskState(
-            key=self.key,
-            unit=self.unit,
+            slot=self.slot,
             capacity=facts.capacity,
             file=self.datastore.path(facts.name),
             parents=tuple(self.datastore.path(name) for name in facts.parents),
@@ -97,6 +107,7 @@ class SimDisk:
             uuid=facts.uuid,
             content_id=facts.content_id,
             change_id=self.change_id,
+            options=self.options,
         )
 
     # -- power -----------------------------------------------------------------------------------

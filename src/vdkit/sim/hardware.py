@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vdkit.errors import VixError
 from vdkit.sim import links
+from vdkit.sim.controllers import BUSES, KINDS, PLAIN, Controller, DiskOptions, Slot
 from vdkit.sim.datastore import Datastore, split_path
 from vdkit.sim.disk import SimDisk
 from vdkit.sim.faults import (
@@ -19,13 +20,14 @@ from vdkit.sim.faults import (
     InvalidDeviceSpec,
 )
 from vdkit.sim.locks import Locked
-from vdkit.sim.snapshot import FIRST_DISK_KEY, UNITS
 
 if TYPE_CHECKING:
     from vdkit.sim.machine import Machine
 
 _MAX_MEMORY_MIB = 24 << 20
 _MAX_CPUS = 960
+#: The first version of virtual hardware whose disks are tracked.
+TRACKING_HARDWARE = 7
 
 
 def set_sizes(machine: Machine, *, memory_mib: int | None, cpus: int | None, annotation: str | None) -> None:
@@ -43,38 +45,106 @@ def set_sizes(machine: Machine, *, memory_mib: int | None, cpus: int | None, ann
     machine.config = config
 
 
-def add_disk(machine: Machine, capacity: int, *, thin: bool, path: str | None, unit: int | None) -> SimDisk:
-    unit = free_unit(machine, unit)
+def set_options(machine: Machine, key: int, options: DiskOptions) -> None:
+    """Mode, sharing, mapping and encryption of a disk, as an edit of the device changes them."""
+    disk = machine.disk(key)
+    if disk.options.in_snapshots != options.in_snapshots:
+        _without_snapshots(machine, disk)
+    disk.options = options
+    if not trackable(machine, disk):
+        disk.untrack()
+    machine.save()
+
+
+def trackable(machine: Machine, disk: SimDisk) -> bool:
+    """Whether a host tracks changes of such a disk of such a machine."""
+    controller = machine.controllers.get(disk.slot[:2])
+    shared = controller is not None and controller.shared
+    return (
+        machine.config.hardware_version >= TRACKING_HARDWARE
+        and disk.options.in_snapshots
+        and disk.options.sharing == "sharingNone"
+        and not shared
+    )
+
+
+def snapshot_obstacle(machine: Machine) -> str | None:
+    """Why a host makes no snapshot of the machine at all; None if it does."""
+    for disk in machine.disks.values():
+        controller = machine.controllers.get(disk.slot[:2])
+        if controller is not None and controller.shared:
+            return f"controller {disk.slot.bus}{disk.slot.number} shares its bus: no snapshot can be made"
+        if disk.options.sharing == "sharingMultiWriter" and disk.options.in_snapshots:
+            return f"{disk.slot.label} is shared by several writers: no snapshot can be made"
+    return None
+
+
+def add_controller(machine: Machine, controller: Controller) -> None:
+    """One that is there already is replaced, which its disks do not notice."""
+    machine.controllers = {**machine.controllers, (controller.bus, controller.number): controller}
+
+
+def next_controller(machine: Machine, kind: str, *, shared_bus: str = "noSharing") -> Controller:
+    """A controller of that kind at the first number that is free on its bus."""
+    bus = BUSES[KINDS[kind][0]]
+    for number in range(bus.controllers):
+        if (bus.name, number) not in machine.controllers:
+            return Controller(kind, number, shared_bus)
+    raise InvalidDeviceSpec(f"{machine.name} has no room for another {bus.name} controller")
+
+
+def add_disk(
+    machine: Machine,
+    capacity: int,
+    *,
+    thin: bool,
+    path: str | None,
+    unit: int | None,
+    controller: Controller | None = None,
+    options: DiskOptions = PLAIN,
+) -> SimDisk:
+    slot = free_slot(machine, unit, controller)
     datastore, name = _place(machine, path)
     if datastore.exists(name):
         raise FileAlreadyExists(datastore.path(name))
     links.create(datastore, name, capacity, thin=thin)
     try:
-        return _plug(machine, datastore, name, unit)
+        return _plug(machine, datastore, name, slot, controller, options)
     except BaseException:
         links.delete(datastore, name)
         raise
 
 
-def attach_disk(machine: Machine, path: str, *, unit: int | None) -> SimDisk:
-    unit = free_unit(machine, unit)
+def attach_disk(
+    machine: Machine,
+    path: str,
+    *,
+    unit: int | None,
+    controller: Controller | None = None,
+    options: DiskOptions = PLAIN,
+) -> SimDisk:
+    slot = free_slot(machine, unit, controller)
     datastore, name = _place(machine, path)
     if not datastore.exists(name):
         raise FileNotFound(datastore.path(name))
     if any(disk.file == datastore.path(name) for disk in machine.disks.values()):
         raise InvalidDeviceSpec(f"{datastore.path(name)} is attached already")
-    return _plug(machine, datastore, name, unit)
+    return _plug(machine, datastore, name, slot, controller, options)
 
 
-def free_unit(machine: Machine, wanted: int | None) -> int:
-    taken = {disk.unit for disk in machine.disks.values()}
+def free_slot(machine: Machine, wanted: int | None, controller: Controller | None = None) -> Slot:
+    """A slot of a controller (the first SCSI controller if none is named): that unit, or the first free."""
+    bus, number = (controller.bus, controller.number) if controller is not None else ("scsi", 0)
+    taken = {disk.slot for disk in machine.disks.values()}
+    slots = [Slot(bus, number, unit) for unit in BUSES[bus].units]
     if wanted is not None:
-        if wanted not in UNITS or wanted in taken:
-            raise InvalidDeviceSpec(f"unit {wanted} of the SCSI controller is not free")
-        return wanted
-    free = next((unit for unit in UNITS if unit not in taken), None)
+        slot = Slot(bus, number, wanted)
+        if slot not in slots or slot in taken:
+            raise InvalidDeviceSpec(f"unit {wanted} of controller {bus}{number} is not free")
+        return slot
+    free = next((slot for slot in slots if slot not in taken), None)
     if free is None:
-        raise InvalidDeviceSpec("the SCSI controller has no free unit")
+        raise InvalidDeviceSpec(f"controller {bus}{number} has no free unit")
     return free
 
 
@@ -100,15 +170,24 @@ def _place(machine: Machine, path: str | None) -> tuple[Datastore, str]:
     return datastore, candidate
 
 
-def _plug(machine: Machine, datastore: Datastore, name: str, unit: int) -> SimDisk:
-    disk = SimDisk(machine, FIRST_DISK_KEY + UNITS.index(unit), unit, datastore, name)
+def _plug(
+    machine: Machine,
+    datastore: Datastore,
+    name: str,
+    slot: Slot,
+    controller: Controller | None,
+    options: DiskOptions,
+) -> SimDisk:
+    disk = SimDisk(machine, slot, datastore, name, options)
+    if controller is not None:
+        add_controller(machine, controller)
     with machine.gate.stun():
         if machine.powered_on:
             try:
                 disk.attach()
             except Locked as error:
                 raise FileLocked(disk.file, str(error)) from error
-        elif machine.config.change_tracking:
+        elif machine.config.change_tracking and trackable(machine, disk):
             disk.track()
         machine.disks = dict(sorted({**machine.disks, disk.key: disk}.items()))
     machine.save()

@@ -217,9 +217,18 @@ class Inventory:
             home.store.make_folder(machine.folder)
             for spec in disks:
                 if spec.path is not None and not spec.capacity:
-                    machine.attach_disk(spec.path, unit=spec.unit)
+                    machine.attach_disk(
+                        spec.path, unit=spec.unit, controller=spec.controller, options=spec.options
+                    )
                 else:
-                    machine.add_disk(spec.capacity, thin=spec.thin, path=spec.path, unit=spec.unit)
+                    machine.add_disk(
+                        spec.capacity,
+                        thin=spec.thin,
+                        path=spec.path,
+                        unit=spec.unit,
+                        controller=spec.controller,
+                        options=spec.options,
+                    )
             machine.save()
         except VixError:
             machinefiles.delete_made(machine, [spec for spec in disks if not spec.capacity and spec.path])

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from vdkit.errors import VixError
 from vdkit.sim import consolidation, hardware, machinefiles, snapshotting
+from vdkit.sim.controllers import PLAIN, Controller, DiskOptions
 from vdkit.sim.datastore import Datastore
 from vdkit.sim.disk import SimDisk
 from vdkit.sim.faults import (
@@ -49,6 +50,8 @@ class Machine:
         self.text = VmxText()
         self.config = config
         self.disks: dict[int, SimDisk] = {}
+        #: By the name of the bus and the number on it.
+        self.controllers: dict[tuple[str, int], Controller] = {("scsi", 0): Controller()}
         self.snapshot_roots: list[Snapshot] = []
         self.current_snapshot: Snapshot | None = None
         self.last_snapshot_uid = 0
@@ -94,8 +97,9 @@ class Machine:
 
     @property
     def tracking_active(self) -> bool:
-        """True once every disk is really tracked, which needs a stun after it was configured."""
-        return bool(self.disks) and all(disk.tracker is not None for disk in self.disks.values())
+        """True once every disk that can be is really tracked, which needs a stun after it was configured."""
+        able = [disk for disk in self.disks.values() if hardware.trackable(self, disk)]
+        return bool(able) and all(disk.tracker is not None for disk in able)
 
     def disk(self, key: int) -> SimDisk:
         """The disk with a device key. Raises InvalidArgument(deviceKey)."""
@@ -207,16 +211,45 @@ class Machine:
             self.save()
 
     def add_disk(
-        self, capacity: int, *, thin: bool = True, path: str | None = None, unit: int | None = None
+        self,
+        capacity: int,
+        *,
+        thin: bool = True,
+        path: str | None = None,
+        unit: int | None = None,
+        controller: Controller | None = None,
+        options: DiskOptions = PLAIN,
     ) -> SimDisk:
-        """A new, empty disk; without ``path`` (a datastore path) it lies beside the machine's other files."""
-        with self.operation("reconfigure"):
-            return hardware.add_disk(self, capacity, thin=thin, path=path, unit=unit)
+        """A new, empty disk; without ``path`` (a datastore path) it lies beside the machine's other files.
 
-    def attach_disk(self, path: str, *, unit: int | None = None) -> SimDisk:
+        ``controller`` is added to the machine if it is not there; None is the first SCSI controller.
+        """
+        with self.operation("reconfigure"):
+            return hardware.add_disk(
+                self, capacity, thin=thin, path=path, unit=unit, controller=controller, options=options
+            )
+
+    def attach_disk(
+        self,
+        path: str,
+        *,
+        unit: int | None = None,
+        controller: Controller | None = None,
+        options: DiskOptions = PLAIN,
+    ) -> SimDisk:
         """A disk that exists, by datastore path."""
         with self.operation("reconfigure"):
-            return hardware.attach_disk(self, path, unit=unit)
+            return hardware.attach_disk(self, path, unit=unit, controller=controller, options=options)
+
+    def add_controller(self, controller: Controller) -> None:
+        with self.operation("reconfigure"):
+            hardware.add_controller(self, controller)
+            self.save()
+
+    def set_disk_options(self, key: int, options: DiskOptions) -> None:
+        """How a disk is attached; see :class:`~vdkit.sim.controllers.DiskOptions`."""
+        with self.operation("reconfigure"):
+            hardware.set_options(self, key, options)
 
     def remove_disk(self, key: int, *, destroy_files: bool = False) -> None:
         with self.operation("reconfigure"):
@@ -300,7 +333,7 @@ class Machine:
     def apply_tracking(self) -> None:
         """Begin or end tracking as configured: after a stun, or at once on a machine that is off."""
         for disk in self.disks.values():
-            if self.config.change_tracking:
+            if self.config.change_tracking and hardware.trackable(self, disk):
                 disk.track()
             else:
                 disk.untrack()

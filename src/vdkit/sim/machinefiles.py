@@ -14,14 +14,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from vdkit.errors import FormatError, VixError
-from vdkit.sim import hardware, links
+from vdkit.sim import hardware, links, vmxdevices
 from vdkit.sim.consolidation import delete_links, recover, tree_of
+from vdkit.sim.controllers import Slot
 from vdkit.sim.datastore import Datastore, split_path
 from vdkit.sim.disk import SimDisk
-from vdkit.sim.faults import FileNotFound, GenericVmConfigFault, NotSupported
+from vdkit.sim.faults import FileNotFound, GenericVmConfigFault
 from vdkit.sim.snapshot import (
-    FIRST_DISK_KEY,
-    UNITS,
     DiskSpec,
     DiskState,
     MachineConfig,
@@ -36,14 +35,13 @@ if TYPE_CHECKING:
 
 Register = Callable[[Datastore, str, MachineConfig], "Machine"]
 
-_DISK_KEY = re.compile(r"^scsi0:(\d{1,2})\.fileName$", re.IGNORECASE)
 #: Names of VMDK files that are no link's descriptor: extents, tracking files, mappings.
 _NOT_A_LINK = re.compile(r"(-flat|-delta|-sesparse|-ctk|-rdmp?|-pt|-[sf]\d{3,4})\.vmdk$", re.IGNORECASE)
-#: A disk on a controller that the simulated machine does not have.
-_OTHER_DISK = re.compile(r"^(ide\d|sata\d|nvme\d|scsi[1-9]\d*):\d+\.fileName$", re.IGNORECASE)
 _VOLUME = re.compile(r"^/vmfs/volumes/([^/]+)/(.+)$")
 #: Snapshots read from one list.
 _MAX_SNAPSHOTS = 1024
+#: Disks of one snapshot: more than all slots of a machine.
+_MAX_DISKS = 256
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: vmx names of guest systems whose API name is not made by the rule of :func:`guest_id`.
 _GUESTS = {
@@ -112,18 +110,12 @@ def save(machine: Machine) -> None:
     """Both files, each replaced as a whole."""
     text = machine.text
     _put_config(text, machine.config)
-    present = {f"scsi0:{unit}." for unit in UNITS}
-    for prefix in present - {f"scsi0:{disk.unit}." for disk in machine.disks.values()}:
-        text.discard(prefix)
-    text["scsi0.present"] = "TRUE"
-    if "scsi0.virtualDev" not in text:
-        text["scsi0.virtualDev"] = "lsilogic"
+    vmxdevices.discard_absent(text, {disk.slot for disk in machine.disks.values()})
+    vmxdevices.put_controllers(text, machine.controllers.values())
     for disk in machine.disks.values():
-        at = f"scsi0:{disk.unit}"
-        text[f"{at}.present"] = "TRUE"
-        text[f"{at}.deviceType"] = "scsi-hardDisk"
-        text[f"{at}.fileName"] = _reference(machine, disk.datastore, disk.leaf)
-        text.set_flag(f"{at}.ctkEnabled", machine.config.change_tracking)
+        vmxdevices.put_disk(text, disk.slot, disk.options)
+        text[f"{disk.slot.node}.fileName"] = _reference(machine, disk.datastore, disk.leaf)
+        text.set_flag(f"{disk.slot.node}.ctkEnabled", machine.config.change_tracking)
     text.set_flag("vdkit.poweredOn", machine.powered_on)
     machine.datastore.write_text(machine.vmx_name, text.render())
     _save_snapshots(machine)
@@ -146,6 +138,8 @@ def _put_config(text: VmxText, config: MachineConfig) -> None:
     if "uuid.location" not in text:
         text["uuid.location"] = uuid_to_vmx(config.bios_uuid)
     text["annotation"] = config.annotation
+    if config.key_id or "vdkit.keyId" in text:
+        text["vdkit.keyId"] = config.key_id
     text.set_flag("ctkEnabled", config.change_tracking)
 
 
@@ -192,7 +186,8 @@ def _put_snapshot(machine: Machine, text: VmxText, at: str, snapshot: Snapshot) 
     for number, state in enumerate(snapshot.disks.values()):
         datastore, link = _split(machine, state.file)
         text[f"{at}.disk{number}.fileName"] = _reference(machine, datastore, link)
-        text[f"{at}.disk{number}.node"] = f"scsi0:{state.unit}"
+        text[f"{at}.disk{number}.node"] = state.slot.node
+        vmxdevices.put_options(text, f"{at}.disk{number}", state.options)
     if not machine.datastore.exists(name):
         frozen = VmxText()
         _put_config(frozen, snapshot.config)
@@ -250,17 +245,10 @@ def load(datastore: Datastore, vmx_name: str, register: Register) -> Machine:
     machine.text = text
     try:
         _load_merging(machine)
-        for key in list(text):
-            match = _DISK_KEY.match(key)
-            if _OTHER_DISK.match(key) and text[key].lower().endswith(".vmdk"):
-                raise NotSupported(f"{datastore.path(vmx_name)}: {key}: only disks on scsi0 are simulated")
-            at = key.rpartition(".")[0]
-            if match is None or not text.flag(f"{at}.present", True) or not _is_disk(text, at):
-                continue
-            unit = hardware.free_unit(machine, int(match[1]))
-            store, name = _resolve(machine, text[key])
-            key_number = FIRST_DISK_KEY + UNITS.index(unit)
-            machine.disks[key_number] = SimDisk(machine, key_number, unit, store, name)
+        machine.controllers = {(c.bus, c.number): c for c in vmxdevices.controllers(text)}
+        for slot, reference, options in vmxdevices.disks(text):
+            store, name = _resolve(machine, reference)
+            machine.disks[slot.key] = SimDisk(machine, slot, store, name, options)
         machine.disks = dict(sorted(machine.disks.items()))
         _load_snapshots(machine)
         recover(machine)
@@ -273,10 +261,6 @@ def load(datastore: Datastore, vmx_name: str, register: Register) -> Machine:
         machine.home.removed(machine)
         raise
     return machine
-
-
-def _is_disk(text: VmxText, at: str) -> bool:
-    return text.get(f"{at}.deviceType", "scsi-hardDisk").lower() in ("scsi-harddisk", "disk", "")
 
 
 def _config(text: VmxText, fallback: str) -> MachineConfig:
@@ -298,6 +282,7 @@ def _config(text: VmxText, fallback: str) -> MachineConfig:
         hardware_version=text.number("virtualHW.version", made.hardware_version, low=3, high=99),
         change_tracking=text.flag("ctkEnabled"),
         annotation=text.get("annotation"),
+        key_id=text.get("vdkit.keyId"),
     )
 
 
@@ -369,16 +354,15 @@ def _read_snapshot(
 
 def _read_disks(machine: Machine, text: VmxText, at: str) -> dict[int, DiskState]:
     found: dict[int, DiskState] = {}
-    for number in range(text.number(f"{at}.numDisks", 0, high=len(UNITS))):
+    for number in range(text.number(f"{at}.numDisks", 0, high=_MAX_DISKS)):
         node = text.get(f"{at}.disk{number}.node")
-        match = re.fullmatch(r"scsi0:(\d{1,2})", node)
-        if match is None or int(match[1]) not in UNITS:
-            raise FormatError(f"{at}.disk{number}.node: {node!r} is not a unit of scsi0")
-        unit = int(match[1])
+        slot = Slot.parse(node)
+        if slot is None:
+            raise FormatError(f"{at}.disk{number}.node: {node!r} is no place for a disk")
         datastore, name = _resolve(machine, text[f"{at}.disk{number}.fileName"])
+        options = vmxdevices.options(text, f"{at}.disk{number}")
         # Change ids do not survive a restart: what was tracked before it is not known any more.
-        key = FIRST_DISK_KEY + UNITS.index(unit)
-        found[key] = SimDisk(machine, key, unit, datastore, name).state()
+        found[slot.key] = SimDisk(machine, slot, datastore, name, options).state()
     return found
 
 

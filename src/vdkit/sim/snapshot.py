@@ -7,14 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID, uuid4
 
-#: Device key of the SCSI controller ``scsi0``; every simulated disk hangs on it.
-CONTROLLER_KEY = 1000
-#: Device key of the disk on unit 0; the others follow.
-FIRST_DISK_KEY = 2000
-#: Unit number that the controller itself has.
-CONTROLLER_UNIT = 7
-#: Units 0 to 15 without the controller's own.
-UNITS = tuple(unit for unit in range(16) if unit != CONTROLLER_UNIT)
+from vdkit.sim.controllers import PLAIN, Controller, DiskOptions, Slot
+
 #: Snapshots in a row that a host makes; the documented limit.
 MAX_SNAPSHOT_DEPTH = 32
 
@@ -33,6 +27,8 @@ class MachineConfig:
     hardware_version: int = 19
     change_tracking: bool = False
     annotation: str = ""
+    key_id: str = ""
+    """Of the key that its files are encrypted with; empty for none."""
 
     @classmethod
     def new(cls, name: str) -> MachineConfig:
@@ -52,12 +48,17 @@ def new_uuid(prefix: str) -> str:
 
 @dataclass(frozen=True)
 class DiskSpec:
-    """A disk for a new machine: a new one of ``capacity`` bytes, or (capacity 0) that at ``path``."""
+    """A disk for a new machine: a new one of ``capacity`` bytes, or (capacity 0) that at ``path``.
+
+    It hangs on ``controller``, or on the first SCSI controller, at ``unit`` or the first that is free.
+    """
 
     capacity: int = 0
     thin: bool = True
     path: str | None = None
     unit: int | None = None
+    controller: Controller | None = None
+    options: DiskOptions = PLAIN
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ class DiskState:
     ``parents`` go from the nearest to the base. ``change_id`` is None if the disk was not tracked.
     """
 
-    key: int
-    unit: int
+    slot: Slot
     capacity: int
     file: str
     parents: tuple[str, ...]
@@ -76,14 +76,20 @@ class DiskState:
     uuid: str
     content_id: str
     change_id: str | None
-    controller_key: int = CONTROLLER_KEY
-    mode: str = "persistent"
+    options: DiskOptions = PLAIN
+
+    @property
+    def key(self) -> int:
+        return self.slot.key
+
+    @property
+    def unit(self) -> int:
+        return self.slot.unit
 
     @property
     def label(self) -> str:
         """``Hard disk 1``"""
-        position = UNITS.index(self.unit) if self.unit in UNITS else self.unit
-        return f"Hard disk {position + 1}"
+        return self.slot.label
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vdkit.errors import VixError
-from vdkit.sim import consolidation, links
+from vdkit.sim import consolidation, hardware, links
 from vdkit.sim.datastore import Datastore, split_path
 from vdkit.sim.disk import SimDisk
 from vdkit.sim.faults import FileLocked, InvalidName, NotFound, SnapshotFault
@@ -28,11 +28,15 @@ def create(machine: Machine, name: str, description: str, *, memory: bool, quies
     parent = machine.current_snapshot
     if parent is not None and parent.depth >= MAX_SNAPSHOT_DEPTH:
         raise SnapshotFault(f"{machine.name}: {parent.depth} snapshots in a row, a host makes no more")
+    obstacle = hardware.snapshot_obstacle(machine)
+    if obstacle is not None:
+        raise SnapshotFault(f"{machine.name}: {obstacle}")
     with _unlocked(machine), machine.gate.stun():
         machine.home.hook("stun", machine)
-        frozen = {key: disk.state() for key, disk in machine.disks.items()}
-        _fork_all(machine)
-        for key, disk in machine.disks.items():
+        taken = {key: disk for key, disk in machine.disks.items() if disk.options.in_snapshots}
+        frozen = {key: disk.state() for key, disk in taken.items()}
+        _fork_all(taken)
+        for key, disk in taken.items():
             # The id that a snapshot carries is that of the epoch it closes. A new child has its parent's
             # content.
             change_id = None if disk.tracker is None else disk.tracker.freeze()
@@ -59,10 +63,10 @@ def create(machine: Machine, name: str, description: str, *, memory: bool, quies
     return snapshot
 
 
-def _fork_all(machine: Machine) -> None:
+def _fork_all(disks: Mapping[int, SimDisk]) -> None:
     done: list[SimDisk] = []
     try:
-        for disk in machine.disks.values():
+        for disk in disks.values():
             disk.fork(links.next_delta(disk.datastore, disk.leaf))
             done.append(disk)
     except VixError:
@@ -151,11 +155,12 @@ def revert(machine: Machine, snapshot: Snapshot, *, suppress_power_on: bool) -> 
         machine.stop()
     with _unlocked(machine):
         old = dict(machine.disks)
-        machine.disks = _disks_of(machine, snapshot.disks, old)
+        untouched = {key: disk for key, disk in old.items() if not disk.options.in_snapshots}
+        machine.disks = dict(sorted({**untouched, **_disks_of(machine, snapshot.disks, old)}.items()))
     machine.config = replace(snapshot.config, name=machine.config.name)
     machine.current_snapshot = snapshot
-    for disk in machine.disks.values():
-        disk.reset_tracking()
+    for key in snapshot.disks:
+        machine.disks[key].reset_tracking()
     machine.apply_tracking()
     consolidation.drop(machine, before)
     consolidation.run(machine)
@@ -183,7 +188,7 @@ def _disks_of(
         raise
     made: dict[int, SimDisk] = {}
     for key, (datastore, name) in leaves.items():
-        made[key] = SimDisk(machine, key, states[key].unit, datastore, name)
+        made[key] = SimDisk(machine, states[key].slot, datastore, name, states[key].options)
         previous = old.get(key)
         if previous is not None:
             made[key].inherit(previous)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim
 
+from vdkit.sim.controllers import BUSES, Controller
 from vdkit.sim.datastore import split_path
-from vdkit.sim.snapshot import CONTROLLER_KEY, CONTROLLER_UNIT, DiskState, MachineConfig
+from vdkit.sim.snapshot import DiskState, MachineConfig
 
 if TYPE_CHECKING:
     from vdkit.sim.inventory import Inventory
@@ -18,8 +19,21 @@ if TYPE_CHECKING:
 
 PCI_KEY = 100
 NETWORK_CARD_KEY = 4000
+#: Where the first SCSI controller sits on the PCI bus; the others follow as hosts place them.
+_PCI_UNITS = {"scsi": 3, "sata": 24, "nvme": 30}
+_LSI = "LSI Logic"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Device = vim.vm.device
+#: Kinds of controllers: type, what the label calls the bus, summary.
+_CONTROLLERS: dict[str, tuple[Any, str, str]] = {
+    "pvscsi": (Device.ParaVirtualSCSIController, "SCSI", "VMware paravirtual SCSI"),
+    "lsilogic": (Device.VirtualLsiLogicController, "SCSI", _LSI),
+    "lsisas": (Device.VirtualLsiLogicSASController, "SCSI", f"{_LSI} SAS"),
+    "buslogic": (Device.VirtualBusLogicController, "SCSI", "BusLogic"),
+    "ahci": (Device.VirtualAHCIController, "SATA", "AHCI"),
+    "nvme": (Device.VirtualNVMEController, "NVME", "NVME"),
+    "ide": (Device.VirtualIDEController, "IDE", "IDE"),
+}
 
 
 def config_info(inventory: Inventory, machine: Machine) -> Any:
@@ -60,44 +74,37 @@ def _config(inventory: Inventory, machine: Machine, config: MachineConfig, disks
             numCPU=config.cpus,
             numCoresPerSocket=1,
             memoryMB=config.memory_mib,
-            device=devices(inventory, disks),
+            device=devices(inventory, list(machine.controllers.values()), disks),
         ),
         extraConfig=_extra_config(disks) if tracked else [],
         changeTrackingEnabled=tracked,
+        keyId=_key(config.key_id),
         firmware=config.firmware,
     )
 
 
 def change_version(config: MachineConfig, disks: Iterable[DiskState]) -> str:
     """Differs whenever the configuration does; change ids and file names of links are no configuration."""
-    text = repr((config, [(d.key, d.unit, d.capacity, d.uuid) for d in disks]))
+    text = repr((config, [(d.slot, d.capacity, d.uuid, d.options) for d in disks]))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _extra_config(disks: list[DiskState]) -> list[Any]:
-    keys = ["ctkEnabled", *(f"scsi0:{disk.unit}.ctkEnabled" for disk in disks)]
+    keys = ["ctkEnabled", *(f"{disk.slot.node}.ctkEnabled" for disk in disks)]
     return [vim.option.OptionValue(key=key, value="TRUE") for key in keys]
 
 
-def devices(inventory: Inventory, disks: list[DiskState]) -> list[Any]:
+def devices(inventory: Inventory, controllers: list[Controller], disks: list[DiskState]) -> list[Any]:
     """The controllers, the network card, and the disks in order of their keys."""
     pci = Device.VirtualPCIController(
         key=PCI_KEY,
         deviceInfo=_described("PCI controller 0", "PCI controller 0"),
         busNumber=0,
-        device=[CONTROLLER_KEY, NETWORK_CARD_KEY],
+        device=[*(one.key for one in controllers if one.bus != "ide"), NETWORK_CARD_KEY],
     )
-    scsi = Device.ParaVirtualSCSIController(
-        key=CONTROLLER_KEY,
-        deviceInfo=_described("SCSI controller 0", "VMware paravirtual SCSI"),
-        controllerKey=PCI_KEY,
-        unitNumber=3,
-        busNumber=0,
-        device=[disk.key for disk in disks],
-        hotAddRemove=True,
-        sharedBus="noSharing",
-        scsiCtlrUnitNumber=CONTROLLER_UNIT,
-    )
+    ide = [Controller("ide", number) for number in range(BUSES["ide"].controllers)]
+    present = {(one.bus, one.number): one for one in [*ide, *controllers]}
+    shown = [_controller(one, disks) for one in sorted(present.values(), key=lambda one: one.key)]
     network = inventory.network
     card = Device.VirtualVmxnet3(
         key=NETWORK_CARD_KEY,
@@ -110,7 +117,35 @@ def devices(inventory: Inventory, disks: list[DiskState]) -> list[Any]:
         addressType="generated",
         macAddress="00:0c:29:00:00:01",
     )
-    return [pci, scsi, card, *(_disk(inventory, state) for state in sorted(disks, key=lambda d: d.key))]
+    return [pci, *shown, card, *(_disk(inventory, state) for state in sorted(disks, key=lambda d: d.key))]
+
+
+def _controller(controller: Controller, disks: list[DiskState]) -> Any:
+    kind, bus, summary = _CONTROLLERS[controller.kind]
+    facts: dict[str, Any] = {}
+    if controller.bus == "scsi":
+        facts = {
+            "hotAddRemove": True,
+            "sharedBus": controller.shared_bus,
+            "scsiCtlrUnitNumber": BUSES["scsi"].reserved,
+        }
+    if controller.bus != "ide":
+        facts |= {"controllerKey": PCI_KEY, "unitNumber": _PCI_UNITS[controller.bus] + controller.number}
+    return kind(
+        key=controller.key,
+        deviceInfo=_described(f"{bus} controller {controller.number}", summary),
+        busNumber=controller.number,
+        device=[disk.key for disk in disks if disk.slot.controller_key == controller.key],
+        **facts,
+    )
+
+
+def _key(key_id: str) -> Any:
+    if not key_id:
+        return None
+    return vim.encryption.CryptoKeyId(
+        keyId=key_id, providerId=vim.encryption.KeyProviderId(id="simulated-kms")
+    )
 
 
 def _described(label: str, summary: str) -> Any:
@@ -122,7 +157,7 @@ def _disk(inventory: Inventory, state: DiskState) -> Any:
         key=state.key,
         deviceInfo=_described(state.label, f"{state.capacity // 1024:,} KB"),
         backing=_backing(inventory, state),
-        controllerKey=state.controller_key,
+        controllerKey=state.slot.controller_key,
         unitNumber=state.unit,
         capacityInKB=state.capacity // 1024,
         capacityInBytes=state.capacity,
@@ -141,17 +176,32 @@ def _backing(inventory: Inventory, state: DiskState) -> Any:
 
 
 def _link(inventory: Inventory, state: DiskState, file: str, parent: Any) -> Any:
+    datastore = inventory.datastore(split_path(file)[0])
+    options = state.options
+    common: dict[str, Any] = {
+        "fileName": file,
+        "datastore": vim.Datastore(datastore.moref),
+        "diskMode": options.mode,
+        "uuid": state.uuid,
+        "sharing": options.sharing,
+        "parent": parent,
+    }
+    if datastore.kind == "VVOL":
+        common["backingObjectId"] = f"rfc4122.{state.uuid.lower()}"
+    if options.mapping:
+        return Device.VirtualDisk.RawDiskMappingVer1BackingInfo(
+            lunUuid=f"0200000000{state.uuid.replace('-', '').replace(' ', '').lower()}",
+            deviceName=f"vml.0200000000{state.uuid.replace('-', '').replace(' ', '').lower()}",
+            compatibilityMode=options.mapping,
+            **common,
+        )
     backing = Device.VirtualDisk.FlatVer2BackingInfo(
-        fileName=file,
-        datastore=vim.Datastore(inventory.datastore(split_path(file)[0]).moref),
-        diskMode=state.mode,
         split=False,
         writeThrough=False,
         thinProvisioned=state.thin,
-        uuid=state.uuid,
         digestEnabled=False,
-        sharing="sharingNone",
-        parent=parent,
+        keyId=_key(options.key_id),
+        **common,
     )
     if parent is not None:
         backing.deltaDiskFormat = "redoLogFormat"
