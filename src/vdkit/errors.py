@@ -37,6 +37,7 @@
     │   ├── TrustError            18000   CANNOT_CONNECT_TO_HOST certificate not the pinned or trusted one
     │   ├── TicketRefused            13   FILE_ACCESS_ERROR      the host did not accept the ticket
     │   ├── ProtocolError         14006   HOST_NETBLKDEV_HANDSHAKE  the peer broke the protocol
+    │   ├── TooManyConnections     1002   TOO_MANY_HANDLES       as many to this host as it bears, or we allow
     │   └── HostError                 1   FAIL                   the host answered with an error of its own
     │       ├── HostAccessDenied     13   FILE_ACCESS_ERROR
     │       ├── HostFileLocked       15   FILE_ALREADY_LOCKED
@@ -268,6 +269,12 @@ class TicketRefused(TransportError):
 
 class ProtocolError(TransportError):
     code = VixCode(14006, "HOST_NETBLKDEV_HANDSHAKE")
+
+
+class TooManyConnections(TransportError):
+    # Others end: the same may work a little later.
+    code = VixCode(1002, "TOO_MANY_HANDLES")
+    retryable = True
 
 
 class HostError(TransportError):
