@@ -1,7 +1,7 @@
 """Where a machine's disks are plugged in, and how: controllers, slots, modes, sharing, raw mappings, keys.
 
 Numbers of devices are those that hosts give: a disk of SCSI controller ``b`` at unit ``u`` has the key
-``2000 + 16 b + u``, one on SATA ``16000 + 30 b + u``, on NVMe ``32000 + 15 b + u``, on IDE ``3000 + 2 b + u``.
+``2000 + 16 b + u``, one on SATA ``16000 + 30 b + u``, NVMe ``32000 + 15 b + u``, IDE ``3000 + 2 b + u``.
 Sources: the vSphere Web Services API reference (VirtualController and its kinds, VirtualDiskMode,
 VirtualDiskSharing), and configurations of machines that people have published.
 """
@@ -85,15 +85,6 @@ class Slot(NamedTuple):
             return None
         slot = cls(match[1].lower(), int(match[2]), int(match[3]))
         return slot if slot.exists else None
-
-    @classmethod
-    def of_key(cls, key: int) -> Slot | None:
-        """The slot of a disk with that device key."""
-        for bus in BUSES.values():
-            number, unit = divmod(key - bus.first_disk_key, bus.disks)
-            if 0 <= number < bus.controllers and unit in bus.units:
-                return cls(bus.name, number, unit)
-        return None
 
     @property
     def kind(self) -> BusKind:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim
 
-from vdkit.sim.controllers import BUSES, PLAIN, Controller, DiskOptions, Slot
+from vdkit.sim.controllers import BUSES, PLAIN, Controller, DiskOptions
 from vdkit.sim.faults import InvalidDeviceSpec
 from vdkit.sim.snapshot import DiskSpec
 from vdkit.sim.soap import vmconfig
@@ -65,16 +65,14 @@ def _controller_of(device: Any, known: Mapping[int, Controller], index: int) -> 
     """None for a disk that names no controller: it goes on the first one."""
     if device.controllerKey is None:
         return None
-    slot = Slot.of_key(device.key)
     found = known.get(device.controllerKey)
     if found is None and device.controllerKey in _IDE:
         found = Controller("ide", _IDE.index(device.controllerKey))
     if found is None and device.controllerKey == BUSES["scsi"].first_controller_key:
         return None
     if found is None:
-        where = f"controller {device.controllerKey}"
         raise InvalidDeviceSpec(
-            f"{where} of {slot.label if slot else 'a disk'} does not exist", device_index=index
+            f"there is no controller {device.controllerKey} for the disk", device_index=index
         )
     return found
 
