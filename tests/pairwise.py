@@ -22,7 +22,7 @@ def all_pairs(
     Greedy, and the same at every call: a row begins with the first pair that is still missing, and each
     further field takes the value that brings the most missing pairs. ``possible`` judges whole rows.
     """
-    missing = {pair: None for pair in _wanted(fields)}
+    missing = dict.fromkeys(_wanted(fields))
     rows: list[Row] = []
     while missing:
         first = next(iter(missing))
@@ -51,7 +51,7 @@ def _complete(
     missing: Mapping[Pair, None],
     possible: Callable[[Row], bool],
 ) -> Row | None:
-    """``chosen`` with a value for every field, the best choice first and others where that is not possible."""
+    """``chosen`` with a value for every field, the best choices first, others if they must be."""
     name = next((field for field in fields if field not in chosen), None)
     if name is None:
         row = {field: chosen[field] for field in fields}
