@@ -162,12 +162,12 @@ class _Run:
             disks = query.save_ids()
             skipped = self._skipped(disks)
             for key, disk in sorted(disks.items()):
-                if _in_snapshot(disk):
+                if disk.in_snapshots:
                     self._back_up(query, key, disk)
         return skipped
 
     def _skipped(self, disks: Mapping[int, VirtualDisk]) -> tuple[str, ...]:
-        missing = [d for d in self._vm.disks if d.key not in disks or not _in_snapshot(disks[d.key])]
+        missing = [d for d in self._vm.disks if d.key not in disks or not disks[d.key].in_snapshots]
         if len(missing) == len(self._vm.disks):
             raise NotSupported(
                 f"{self._session.where}: {self._vm.name} has no disk that a snapshot can hold",
@@ -175,7 +175,8 @@ class _Run:
             )
         for disk in missing:
             self._warn(
-                f"disk {disk.key} ({disk.label}) is not part of snapshots and is NOT backed up: {disk.mode}"
+                f"disk {disk.key} ({disk.label}) is not part of snapshots and is NOT backed up: "
+                f"{disk.tracking.reason}"
             )
         return tuple(f"{disk.key} ({disk.label})" for disk in missing)
 
@@ -247,10 +248,6 @@ def _remedy(error: ChangeTrackingError) -> str:
     return f"{error.remedy}, or {CHOICES}" if isinstance(error, TrackingOff) and error.remedy else CHOICES
 
 
-def _in_snapshot(disk: VirtualDisk) -> bool:
-    return not disk.mode.startswith("independent")
-
-
 def _remove_leftovers(
     session: Session, vm: VirtualMachine, repository: Repository, observer: Observer
 ) -> None:
@@ -274,6 +271,16 @@ def _enable_tracking(session: Session, vm: VirtualMachine, run: str, observer: O
             observer.warning(
                 f"{vm.name} cannot track changes (hardware version below 7): every backup reads all"
             )
+        return vm
+    if vm.snapshots:
+        # Those that an earlier run had left may be gone by now.
+        vm = inventory.get_machine(session, vm.moref)
+    if vm.snapshots:
+        names = ", ".join(repr(snapshot.name) for snapshot in vm.all_snapshots())
+        observer.warning(
+            f"change tracking of {vm.name} is not switched on while it has snapshots ({names}): this backup "
+            "reads all; delete them, and the next one switches it on"
+        )
         return vm
     observer.note(f"switching change tracking on for {vm.name}, so that the next backup can be incremental")
     return tracking.enable(session, vm, run=run)

@@ -13,6 +13,8 @@ from pyVmomi import vim
 from vdkit.errors import LimitExceeded
 from vdkit.vsphere.model import (
     Backing,
+    Controller,
+    ControllerKind,
     Power,
     Snapshot,
     Tracking,
@@ -57,6 +59,18 @@ _BACKINGS: Final[tuple[tuple[Any, Backing], ...]] = (
     (vim.vm.device.VirtualDisk.RawDiskVer2BackingInfo, Backing.RAW_DISK),
     (vim.vm.device.VirtualDisk.SparseVer2BackingInfo, Backing.SPARSE),
     (vim.vm.device.VirtualDisk.FlatVer2BackingInfo, Backing.FLAT),
+)
+
+#: Most special first: the first type that fits decides.
+_CONTROLLERS: Final[tuple[tuple[Any, ControllerKind], ...]] = (
+    (vim.vm.device.ParaVirtualSCSIController, ControllerKind.PVSCSI),
+    (vim.vm.device.VirtualLsiLogicSASController, ControllerKind.LSISAS),
+    (vim.vm.device.VirtualLsiLogicController, ControllerKind.LSILOGIC),
+    (vim.vm.device.VirtualBusLogicController, ControllerKind.BUSLOGIC),
+    (vim.vm.device.VirtualSATAController, ControllerKind.SATA),
+    (vim.vm.device.VirtualNVMEController, ControllerKind.NVME),
+    (vim.vm.device.VirtualIDEController, ControllerKind.IDE),
+    (vim.vm.device.VirtualController, ControllerKind.OTHER),
 )
 
 
@@ -105,9 +119,22 @@ def escaped_name(name: str) -> str:
 
 def disks(devices: Iterable[Any], *, enabled: bool, supported: bool) -> Iterator[VirtualDisk]:
     """The disks among ``devices``, with the state of change tracking of each."""
-    for device in devices:
+    found = list(devices)
+    by_key = {one.key: one for one in controllers(found)}
+    for device in found:
         if isinstance(device, vim.vm.device.VirtualDisk):
-            yield _disk(device, enabled=enabled, supported=supported)
+            yield _disk(device, by_key.get(device.controllerKey), enabled=enabled, supported=supported)
+
+
+def controllers(devices: Iterable[Any]) -> Iterator[Controller]:
+    """The controllers among ``devices``, those of disks and others."""
+    for device in devices:
+        kind = next((kind for type_, kind in _CONTROLLERS if isinstance(device, type_)), None)
+        if kind is not None:
+            sharing = getattr(device, "sharedBus", None) or "noSharing"
+            yield Controller(
+                device.key, kind, device.busNumber or 0, shared=sharing not in ("noSharing", "none")
+            )
 
 
 def snapshots(trees: Iterable[Any], depth: int = 0) -> tuple[Snapshot, ...]:
@@ -126,13 +153,14 @@ def snapshots(trees: Iterable[Any], depth: int = 0) -> tuple[Snapshot, ...]:
     )
 
 
-def _disk(device: Any, *, enabled: bool, supported: bool) -> VirtualDisk:
+def _disk(device: Any, controller: Controller | None, *, enabled: bool, supported: bool) -> VirtualDisk:
     backing = device.backing
     kind = next((name for type_, name in _BACKINGS if isinstance(backing, type_)), Backing.OTHER)
     if kind is Backing.RAW_MAPPING and getattr(backing, "compatibilityMode", None) == "physicalMode":
         kind = Backing.RAW_MAPPING_PHYSICAL
     mode = getattr(backing, "diskMode", None) or "persistent"
-    shared = getattr(backing, "sharing", None) == "sharingMultiWriter"
+    multi_writer = getattr(backing, "sharing", None) == "sharingMultiWriter"
+    shared = multi_writer or (controller is not None and controller.shared)
     change_id = getattr(backing, "changeId", None) or None
     return VirtualDisk(
         key=device.key,
@@ -149,6 +177,9 @@ def _disk(device: Any, *, enabled: bool, supported: bool) -> VirtualDisk:
         tracking=diagnose(
             kind, mode, shared=shared, change_id=change_id, enabled=enabled, supported=supported
         ),
+        controller=controller,
+        unit=device.unitNumber,
+        encrypted=getattr(backing, "keyId", None) is not None,
     )
 
 
@@ -174,7 +205,9 @@ def diagnose(
         )
     if kind is Backing.RAW_MAPPING_PHYSICAL:
         return TrackingState(
-            Tracking.UNSUPPORTED, "a raw device mapping in physical mode cannot be snapshotted"
+            Tracking.UNSUPPORTED,
+            "a raw device mapping in physical mode cannot be snapshotted",
+            "power the machine off and map it in virtual mode, or back it up in the guest",
         )
     if kind is Backing.OTHER:
         return TrackingState(Tracking.UNSUPPORTED, "this kind of disk has no change tracking")
@@ -182,12 +215,20 @@ def diagnose(
         return TrackingState(
             Tracking.UNSUPPORTED,
             f"the disk is {mode.replace('_', ' ')}: snapshots leave it out",
-            "make it dependent",
+            "make it dependent (with the machine powered off), or back it up in the guest",
         )
     if shared:
-        return TrackingState(Tracking.UNSUPPORTED, "several machines write to the disk")
+        return TrackingState(
+            Tracking.UNSUPPORTED,
+            "several machines write to the disk: it cannot be snapshotted",
+            "stop sharing it, or back it up in one of the guests",
+        )
     if not enabled:
-        return TrackingState(Tracking.OFF, "change tracking is off for the machine", "enable it")
+        return TrackingState(
+            Tracking.OFF,
+            "change tracking is off for the machine",
+            "switch it on: vdkit tracking --enable, or the next vdkit backup",
+        )
     if change_id is None:
         return TrackingState(
             Tracking.PENDING,

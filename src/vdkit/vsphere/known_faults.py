@@ -46,13 +46,28 @@ def losing_changes(version: str, build: str, *, capacity: int, since_capacity: i
             f"ESXi {version} build {build} loses changes while it consolidates a snapshot "
             f"(VMware KB 2136854, fixed in build {FIXED_CONSOLIDATION_BUILD})"
         )
-    grown = since_capacity is not None and capacity // GROWTH_BOUNDARY > since_capacity // GROWTH_BOUNDARY
-    if major < 6 and grown:
+    # Nobody knows what size it had: whatever reaches past a boundary may have grown past it.
+    before = 0 if since_capacity is None else since_capacity
+    if major < 6 and capacity // GROWTH_BOUNDARY > before // GROWTH_BOUNDARY:
         return (
             f"ESXi {version} answers wrongly for a disk that grew past a multiple of 128 GiB "
             "(VMware KB 2090639)"
         )
     return None
+
+
+def faults_of(version: str, build: str) -> tuple[str, ...]:
+    """What is known to be wrong with the change tracking of such a host, for people."""
+    major = _major(version)
+    if major is None:
+        return ()
+    if major < 6:
+        return (
+            f"ESXi {version} answers wrongly for a disk that grew past a multiple of 128 GiB (VMware KB "
+            "2090639): after a disk has grown the next backup is a full one",
+        )
+    reason = losing_changes(version, build, capacity=0, since_capacity=0)
+    return () if reason is None else (f"{reason}: no incremental backup is made",)
 
 
 def _major(version: str) -> int | None:

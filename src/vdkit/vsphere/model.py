@@ -27,6 +27,29 @@ class Backing(Enum):
     OTHER = "other"
 
 
+class ControllerKind(Enum):
+    """What a disk hangs on."""
+
+    BUSLOGIC = "buslogic"
+    LSILOGIC = "lsilogic"
+    LSISAS = "lsisas"
+    PVSCSI = "pvscsi"
+    SATA = "sata"
+    NVME = "nvme"
+    IDE = "ide"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """A controller. ``number`` counts those of one bus; ``shared`` is true if several machines use it."""
+
+    key: int
+    kind: ControllerKind
+    number: int = 0
+    shared: bool = False
+
+
 class Tracking(Enum):
     """The state of change tracking of one disk."""
 
@@ -61,10 +84,18 @@ class VirtualDisk:
     mode: str = "persistent"
     thin: bool | None = None
     shared: bool = False
-    """True if several machines write to it."""
+    """True if several machines write to it, by its own sharing or by that of its controller."""
     parents: tuple[str, ...] = ()
     """Datastore paths of the links below :attr:`file`, nearest first."""
     tracking: TrackingState = TrackingState(Tracking.OFF, "not looked at")
+    controller: Controller | None = None
+    unit: int | None = None
+    encrypted: bool = False
+
+    @property
+    def in_snapshots(self) -> bool:
+        """False for what a snapshot leaves alone: independent disks, and physical raw mappings."""
+        return not self.mode.startswith("independent") and self.backing is not Backing.RAW_MAPPING_PHYSICAL
 
     @property
     def datastore(self) -> str:

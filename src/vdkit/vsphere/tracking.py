@@ -16,7 +16,7 @@ users gathered in our notes on change tracking.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from types import TracebackType
 from typing import Any, Final, Self
@@ -46,6 +46,10 @@ from vdkit.vsphere.snapshots import NAME_PREFIX, tag, temporary_snapshot
 MAX_PAGES: Final = 1 << 20
 #: Areas in one answer; hosts send about two thousand.
 MAX_AREAS: Final = 1 << 20
+#: Areas of a map that are kept apart; the bound on memory. A 62 TiB disk may have 500 million.
+MAX_KEPT: Final = 1 << 20
+#: Bytes of a gap that is read with its neighbours, when a map has to be kept coarser; doubled as needed.
+FIRST_GAP: Final = 1 << 16
 
 _RESET_REMEDY: Final = "take a full backup, or compare the whole disk with the last one"
 
@@ -57,12 +61,21 @@ def enable(session: Session, vm: VirtualMachine, *, run: str) -> VirtualMachine:
     """Enable change tracking and start it, and return the machine as it is then.
 
     Tracking starts with the next stun of the machine, so a snapshot is made and removed where disks need it;
-    ``run`` tags that snapshot. Each disk of the answer says whether it is tracked now, and if not, why.
+    ``run`` tags that snapshot. Each disk of the answer says whether it is tracked now, and if not, why. A
+    machine with snapshots is refused (ChangeTrackingError): tracking that begins above them is not reliable.
     """
     if not vm.change_tracking_supported:
         raise NotSupported(
             f"{session.where}: {vm.name} ({vm.moref}) cannot track changes",
             remedy="raise its hardware version to 7 or later",
+        )
+    waiting = any(disk.tracking.tracking in (Tracking.OFF, Tracking.PENDING) for disk in vm.disks)
+    if vm.snapshots and (waiting or not vm.change_tracking):
+        names = ", ".join(repr(snapshot.name) for snapshot in vm.all_snapshots())
+        raise ChangeTrackingError(
+            f"{session.where}: change tracking of {vm.name} ({vm.moref}) cannot begin while it has "
+            f"snapshots: {names}",
+            remedy="delete them, then enable it",
         )
     if not vm.change_tracking:
         _reconfigure(session, vm, enabled=True)
@@ -153,8 +166,12 @@ class ChangeQuery:
         return self._pages(disk, since)
 
     def changed_ranges(self, key: int, since: str, *, since_capacity: int | None = None) -> RangeSet:
-        """All of :meth:`changed_areas`, and the space by which the disk grew since ``since_capacity``."""
-        changed = RangeSet(self.changed_areas(key, since, since_capacity=since_capacity))
+        """All of :meth:`changed_areas`, and the space by which the disk grew since ``since_capacity``.
+
+        A map of more than :data:`MAX_KEPT` areas is kept coarser: unchanged gaps between neighbours are
+        added, never anything left out.
+        """
+        changed = gather(self.changed_areas(key, since, since_capacity=since_capacity))
         capacity = self.capacity(key)
         if since_capacity is not None and since_capacity < capacity:
             changed |= RangeSet([(since_capacity, capacity - since_capacity)])
@@ -266,7 +283,7 @@ class ChangeQuery:
 
     def _areas(self, disk: VirtualDisk, page: Any, offset: int) -> list[tuple[int, int]]:
         """The areas of one page, checked: a wrong map must not become a wrong backup."""
-        start, length, areas = page.startOffset, page.length, page.changedArea or ()
+        start, length, areas = page.startOffset, page.length or 0, page.changedArea or ()
         if start != offset or length <= 0 or offset + length > disk.capacity or len(areas) > MAX_AREAS:
             raise ChangeTrackingError(
                 f"{self._name(disk)}: asked from byte {offset} of {disk.capacity}, the host speaks of "
@@ -276,16 +293,46 @@ class ChangeQuery:
         checked: list[tuple[int, int]] = []
         at = offset
         for area in areas:
-            if area.start < at or area.length < 0 or area.start + area.length > offset + length:
+            # An area of no length is not nothing: it may be a length that did not fit.
+            begin, size = area.start or 0, area.length or 0
+            if begin < at or size <= 0 or begin + size > offset + length:
                 raise ChangeTrackingError(
-                    f"{self._name(disk)}: area of {area.length} bytes at {area.start} is out of order or "
+                    f"{self._name(disk)}: area of {size} bytes at {begin} is empty, out of order or "
                     f"outside the {length} bytes from {offset} that the answer is about",
                     remedy=_RESET_REMEDY,
                 )
-            at = area.start + area.length
-            if area.length:
-                checked.append((area.start, area.length))
+            at = begin + size
+            checked.append((begin, size))
         return checked
+
+
+def gather(areas: Iterable[tuple[int, int]], most: int = MAX_KEPT) -> RangeSet:
+    """``areas``, ascending and apart, in a set of at most ``most`` ranges: the smallest gaps are filled."""
+    starts: list[int] = []
+    ends: list[int] = []
+    gap = 0
+    for offset, length in areas:
+        if ends and offset - ends[-1] <= gap:
+            ends[-1] = offset + length
+        else:
+            starts.append(offset)
+            ends.append(offset + length)
+        while len(starts) > most:
+            gap = max(2 * gap, FIRST_GAP)
+            _join(starts, ends, gap)
+    return RangeSet((start, end - start) for start, end in zip(starts, ends, strict=True))
+
+
+def _join(starts: list[int], ends: list[int], gap: int) -> None:
+    """Join neighbours that are no further apart than ``gap`` bytes, in place."""
+    kept = 0
+    for at in range(1, len(starts)):
+        if starts[at] - ends[kept] <= gap:
+            ends[kept] = ends[at]
+        else:
+            kept += 1
+            starts[kept], ends[kept] = starts[at], ends[at]
+    del starts[kept + 1 :], ends[kept + 1 :]
 
 
 def _break_between(since: str, current: str) -> str | None:
