@@ -166,6 +166,21 @@ def test_every_fault_has_a_test() -> None:
         if getattr(fault, f.name) != getattr(healthy, f.name)
     }
     elsewhere = {
+        # Below, and in the tests of the simulated data port.
+        "connection_refusal",
+        "ticket_refused",
+        "read_error_ranges",
+        "write_error_ranges",
+        "no_memory_over",
+        "error_twin",
+        "slow_reads",
+        "slow_reads_every",
+        "stuck_reads_every",
+        "chunks_shuffled",
+        "half_close_after_messages",
+        "reset_after_bytes",
+        "reset_chance",
+        "reset_seed",
         "greeting_without_sha256",
         "greeting_silent",
         "unknown_services",

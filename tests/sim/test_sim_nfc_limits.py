@@ -1,99 +1,23 @@
-"""Limits of the simulated data port: memory and connections are counted over all sessions, and end somewhere."""
+"""The simulated data port counts memory and connections over all sessions, and has no more than it has."""
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-from nfctools import Office, open_nfc, served, target
 
+from nfcbare import bare
+from nfctools import Office, open_nfc, served, target
 from vdkit.errors import HostError, TransportError
-from vdkit.net.deadline import Deadline
-from vdkit.net.stream import SocketStream, Stream
 from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.sim.nfc_ledger import Ledger, Limits
-from vdkit.sim.nfc_outlet import Outlet
-from vdkit.sim.nfc_session import DiskSession
 from vdkit.sim.ports import CODE_NO_MEMORY
 from vdkit.wire.nfc import records
-from vdkit.wire.nfc.records import Direction, Io, Opcode
+from vdkit.wire.nfc.records import Opcode
 
 MIB = 1 << 20
 KIB = 1 << 10
-
-
-class BareSession:
-    """A client of bare records, in clear, behind the log-in."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.handle = 0
-
-    def take(self, size: int) -> bytes:
-        data = bytearray(size)
-        self.stream.recv_exact(memoryview(data), Deadline.after(30))
-        return bytes(data)
-
-    def send(self, *parts: bytes) -> None:
-        self.stream.send((b"".join(parts),), Deadline.after(30))
-
-    def open(self, path: str) -> None:
-        text = path.encode()
-        self.send(records.encode_open(3, text.decode(), writable=False))
-        header = records.parse_header(self.take(records.HEADER_SIZE))
-        assert header.opcode == Opcode.OPEN
-        self.handle = records.decode_open_reply(memoryview(self.take(header.length))).handle
-
-    def reads(self, first: int, count: int, size: int) -> None:
-        """Several requests in one piece of data."""
-        wanted = [
-            records.encode_io(first + number, Io(self.handle, Direction.READ, 0, 0, size, 0, size, size))
-            for number in range(count)
-        ]
-        self.send(*wanted)
-
-    def reply(self) -> tuple[int, int, str]:
-        """Sequence, bytes of a chunk or code of an error, text of the error."""
-        header = records.parse_header(self.take(records.HEADER_SIZE))
-        payload = memoryview(self.take(header.length))
-        if header.opcode == Opcode.ERROR:
-            head = records.decode_error(payload)
-            return header.sequence, head.code, self.take(head.text_length).decode()
-        chunk = records.decode_io(payload)
-        self.take(chunk.wire)
-        return header.sequence, chunk.length, ""
-
-
-@contextmanager
-def bare(ledger: Ledger, office: Office, faults: NfcFaults | None = None) -> Iterator[BareSession]:
-    import threading
-
-    ours, theirs = socket.socketpair()
-    host = SocketStream(theirs, "client")
-    faults = faults or NfcFaults()
-    stopping = threading.Event()
-
-    def run() -> None:
-        with DiskSession(host, Outlet(host, faults, stopping), office, faults, ledger) as session:
-            try:
-                session.run()
-            except TransportError:
-                return
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    client = BareSession(SocketStream(ours, "host"))
-    try:
-        yield client
-    finally:
-        client.stream.abort()
-        host.abort()
-        thread.join()
-        client.stream.close()
-        host.close()
 
 
 def test_requests_that_have_come_are_counted_before_the_oldest_is_served() -> None:
@@ -201,10 +125,12 @@ def test_a_connection_too_many_is_turned_away(refusal: str, seen: bytes) -> None
 
 
 def test_a_connection_too_many_may_find_silence() -> None:
-    with served(limits=Limits(connections=0), faults=NfcFaults(connection_refusal="hang")) as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as one:
-            with pytest.raises(TimeoutError):
-                one.recv(4)
+    with (
+        served(limits=Limits(connections=0), faults=NfcFaults(connection_refusal="hang")) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as one,
+        pytest.raises(TimeoutError),
+    ):
+        one.recv(4)
 
 
 def test_our_client_says_that_there_was_no_room() -> None:

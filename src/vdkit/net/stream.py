@@ -219,5 +219,14 @@ class SocketStream(Stream):
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
+    def end_sending(self) -> None:
+        """Tell the peer that no more will be sent; receiving goes on."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def reset_at_close(self) -> None:
+        """Let :meth:`close` break the connection with a reset instead of ending it in order."""
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
     def close(self) -> None:
         self._sock.close()

@@ -24,6 +24,8 @@ class NfcFaults:
     greeting_too_long: bool = False
     greeting_silent: bool = False
     # -- ticket dialogue and TLS
+    #: No ticket is known here, as if each had been used or had expired.
+    ticket_refused: bool = False
     wrong_announced_sha256: bool = False
     thumbprint_garbled: bool = False
     banner_refused: bool = False
@@ -55,8 +57,20 @@ class NfcFaults:
     payload_too_long: bool = False
     payload_too_short: bool = False
     error_text_too_long: bool = False
-    # -- reads: code and text of an ERROR record
+    # -- reads
+    #: Code and text of an ERROR record.
     read_error: tuple[int, str] | None = None
+    #: Areas of the disk, offset and length in bytes, that the host's storage cannot read.
+    read_error_ranges: tuple[tuple[int, int], ...] = ()
+    #: The host has no memory for reads of more bytes than this.
+    no_memory_over: int | None = None
+    #: An ERROR record to a read is followed by the read's normal reply all the same.
+    error_twin: bool = False
+    #: Seconds that a read waits before it is answered; only every Nth read of a connection does.
+    slow_reads: float = 0.0
+    slow_reads_every: int = 1
+    #: Every Nth read of a connection is never answered; it holds its memory until the connection ends.
+    stuck_reads_every: int | None = None
     chunk_status: int = 0
     chunk_out_of_range: bool = False
     chunk_duplicate: bool = False
@@ -78,11 +92,15 @@ class NfcFaults:
     chunks_reversed: bool = False
     #: Requests that have come together are answered newest first.
     newest_first: bool = False
+    #: The chunks of requests that have come together are sent in an order drawn with this seed.
+    chunks_shuffled: int | None = None
     #: Largest chunk, whatever HELLO agreed on.
     chunk_size: int | None = None
     # -- writes
     write_error: tuple[int, str] | None = None
     write_reply_total: int | None = None
+    #: Areas of the disk, offset and length in bytes, that the host's storage cannot write.
+    write_error_ranges: tuple[tuple[int, int], ...] = ()
     # -- optional records
     map_refused: bool = False
     map_short: bool = False
@@ -91,6 +109,13 @@ class NfcFaults:
     cut_after_messages: int | None = None
     #: Fall silent after this many messages have been sent.
     silent_after_messages: int | None = None
+    #: End the sending direction after this many messages, and go on receiving.
+    half_close_after_messages: int | None = None
+    #: Reset the connection (RST) after this many bytes, in the middle of a message if it falls there.
+    reset_after_bytes: int | None = None
+    #: Reset the connection before a message, with this chance, drawn with this seed.
+    reset_chance: float = 0.0
+    reset_seed: int = 0
     #: Seconds before every message.
     delay: float = 0.0
     # -- strictness of the healthy host

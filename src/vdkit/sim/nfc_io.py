@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from vdkit.block.device import BlockDevice, WritableDevice
 from vdkit.errors import ProtocolError, VixError
@@ -19,6 +19,8 @@ from vdkit.wire.nfc.records import IO_HEAD, Direction, Io
 
 #: Seconds that the data of a write may take once its head has come.
 DATA_TIMEOUT = 600.0
+#: Called before the last chunk of an answer is sent: who has it may ask for more at once.
+Done = Callable[[], None] | None
 #: Writes of which some fragments have come and others have not.
 MAX_OPEN_WRITES = 64
 
@@ -37,43 +39,91 @@ def no_memory(size: int) -> IoError:
     return IoError(CODE_NO_MEMORY, f"Failed to allocate the requested {size + 24} bytes")
 
 
+def overlaps(ranges: Iterable[tuple[int, int]], offset: int, length: int) -> bool:
+    """True if one of the ranges (offset and length) shares a byte with that area."""
+    return any(start < offset + length and offset < start + size for start, size in ranges)
+
+
 class Reads:
     """Answers reads in chunks of the size that HELLO agreed on."""
 
-    def __init__(self, outlet: Outlet, faults: NfcFaults, between: Callable[[], None] | None = None) -> None:
-        """``between`` is called between two chunks: the moment to see what else has come."""
+    def __init__(
+        self, outlet: Outlet, faults: NfcFaults, between: Callable[[float], None] | None = None
+    ) -> None:
+        """``between`` is called between two chunks, and while a read waits: the moment to see what else
+        comes within so many seconds.
+        """
         self._between = between
         self._outlet = outlet
         self._faults = faults
         self._healthy = faults == NfcFaults()
         self._buffer = memoryview(bytearray())
+        self._count = 0
         self.chunk_size = DEFAULT_HELLO_BUFFER
 
-    def serve(self, device: BlockDevice, sequence: int, request: Io) -> None:
-        if self._faults.read_error is not None:
-            raise IoError(*self._faults.read_error)
+    def serve(self, device: BlockDevice, sequence: int, request: Io, done: Done = None) -> None:
+        """The whole answer. Raises IoError."""
+        self.check(device, request)
+        parts = self.parts(request)
+        last = parts[-1][0]
+        for start, length in parts:
+            self.chunk(device, sequence, request, start, length, done if start == last else None)
+            if self._between is not None:
+                self._between(0.0)
+
+    def wait(self) -> bool:
+        """A read's turn has come: let it wait if it is a slow one. False if it is never answered."""
+        faults = self._faults
+        self._count += 1
+        if faults.stuck_reads_every is not None and self._count % faults.stuck_reads_every == 0:
+            return False
+        if faults.slow_reads and self._count % faults.slow_reads_every == 0:
+            deadline = Deadline.after(faults.slow_reads)
+            if self._between is not None:
+                self._between(faults.slow_reads)
+            self._outlet.pause(deadline.remaining)
+        return True
+
+    def check(self, device: BlockDevice, request: Io) -> None:
+        """Raises IoError for a request that is not to be answered with data."""
+        faults = self._faults
+        if faults.read_error is not None:
+            raise IoError(*faults.read_error)
+        if faults.no_memory_over is not None and request.total > faults.no_memory_over:
+            raise no_memory(request.total)
         if request.total > MAX_SERVED_REQUEST or request.start or not request.total:
             raise IoError(CODE_DISK, f"NfcAioReadFile: a read of {request.total} bytes")
         if request.offset + request.total > device.capacity:
             raise IoError(CODE_DISK, "NfcAioReadFile: the range is outside the disk")
-        size = self._faults.chunk_size or self.chunk_size
-        if len(self._buffer) < IO_HEAD + size:
-            self._buffer = memoryview(bytearray(IO_HEAD + size))
-        parts = list(fragments(request.total, size))
+        if overlaps(faults.read_error_ranges, request.offset, request.total):
+            raise IoError(CODE_DISK, "NfcAioReadFile failed: Input/output error")
+
+    def parts(self, request: Io) -> list[tuple[int, int]]:
+        """Start and length of each chunk of an answer, in the order of sending."""
+        parts = list(fragments(request.total, self._faults.chunk_size or self.chunk_size))
         if self._faults.chunks_reversed:
             parts.reverse()
-        for start, length in parts:
-            self._chunk(device, sequence, request, start, length)
-            if self._between is not None:
-                self._between()
+        return parts
 
-    def _chunk(self, device: BlockDevice, sequence: int, request: Io, start: int, length: int) -> None:
+    def chunk(
+        self,
+        device: BlockDevice,
+        sequence: int,
+        request: Io,
+        start: int,
+        length: int,
+        done: Done = None,
+    ) -> None:
+        if len(self._buffer) < IO_HEAD + length:
+            self._buffer = memoryview(bytearray(IO_HEAD + max(length, self.chunk_size)))
         view = self._buffer[IO_HEAD : IO_HEAD + length]
         try:
             device.read_into(request.offset + start, view)
             code, data = codecs.encode(request.compression, view)
         except VixError as error:
             raise IoError(CODE_DISK, f"NfcAioReadFile failed: {error}") from error
+        if done is not None:
+            done()
         head = Io(0, Direction.READ, code, request.offset, request.total, start, length, len(data))
         if not self._healthy:
             self._faulty(Chunk(sequence, head, data), request.compression)
@@ -151,6 +201,8 @@ class Writes:
             raise IoError(CODE_DISK, "NfcAioWriteFile: no file is open under this handle")
         if not device.writable or not isinstance(device, WritableDevice):
             raise IoError(CODE_DENIED, "NfcAioWriteFile: the file is open for reading only")
+        if overlaps(self._faults.write_error_ranges, fragment.offset, fragment.total):
+            raise IoError(CODE_DISK, "NfcAioWriteFile failed: Input/output error")
         data = wire
         if fragment.compression != codecs.Compression.NONE:
             data = self._plain[: fragment.length]

@@ -97,6 +97,8 @@ class Login:
             match command.verb:
                 case Verb.SESSION:
                     grant = self._settings.office.redeem(command.argument)
+                    if self._faults.ticket_refused:
+                        grant = None
                 case Verb.BANNER:
                     refused = self._faults.banner_refused
                     self._outlet.send((dialogue.LOGIN_INCORRECT if refused else dialogue.BANNER_REPLY,))

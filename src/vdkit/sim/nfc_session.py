@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -32,8 +34,11 @@ _log = logging.getLogger(__name__)
 MAX_OPEN = 16
 #: Handles of hosts look like this: 32 bits, sign-extended.
 _FIRST_HANDLE = 0xFFFFFFFF80002A1F
-#: Seconds in which requests that come together are collected (fault: newest first).
+#: Seconds in which requests that come together are collected (faults: newest first, shuffled), and how many
+#: at most.
 _COLLECT = 0.2
+_COLLECT_TO_SHUFFLE = 0.005
+_TOGETHER = 64
 #: Socket buffers that ESXi 8 answers SOCKOPTS with.
 _SOCKET_BUFFER = 1675000
 _HEADS, _SECTORS = 255, 63
@@ -56,6 +61,8 @@ class DiskSession:
         self._reads = Reads(outlet, faults, self._intake.look_ahead if ledger.counting else None)
         self._writes = Writes(stream, outlet, faults)
         self._waiting: list[tuple[Record, Io]] = []
+        self._collects = faults.newest_first or faults.chunks_shuffled is not None
+        self._random = random.Random(faults.chunks_shuffled)
 
     def __enter__(self) -> Self:
         return self
@@ -79,8 +86,8 @@ class DiskSession:
 
     def _serve_one(self) -> bool:
         """Take one record; False after END."""
-        if self._waiting and not self._intake.more_comes(_COLLECT):
-            self._answer_newest_first()
+        if self._waiting and self._all_together():
+            self._answer_together()
         record = self._intake.next()
         header, payload, _ = record
         match header.opcode:
@@ -234,7 +241,7 @@ class DiskSession:
         request = records.decode_io(record.payload)
         match request.direction:
             case Direction.READ:
-                if self._faults.newest_first:
+                if self._collects:
                     self._waiting.append((record, request))
                 else:
                     self._read(record, request)
@@ -251,18 +258,66 @@ class DiskSession:
                 )
 
     def _read(self, record: Record, request: Io) -> None:
-        sequence = record.header.sequence
+        if not self._reads.wait():
+            return
+        done = partial(self._intake.answered, record) if record.held else None
         try:
             if record.held is None:
                 raise no_memory(request.total)
-            self._reads.serve(self._disk(request.handle), sequence, request)
+            self._reads.serve(self._disk(request.handle), record.header.sequence, request, done)
         except IoError as error:
-            self._error(sequence, error.code, error.text)
-        self._intake.answered(record)
+            self._read_failed(record, request, error)
 
-    def _answer_newest_first(self) -> None:
+    def _read_failed(self, record: Record, request: Io, failure: IoError) -> None:
+        sequence = record.header.sequence
+        self._intake.answered(record)
+        self._error(sequence, failure.code, failure.text)
+        found = self._disks.get(request.handle)
+        if self._faults.error_twin and found is not None:
+            for start, length in self._reads.parts(request):
+                self._reads.chunk(found[1], sequence, request, start, length)
+
+    def _all_together(self) -> bool:
+        if len(self._waiting) >= _TOGETHER:
+            return True
+        return not self._intake.more_comes(_COLLECT if self._faults.newest_first else _COLLECT_TO_SHUFFLE)
+
+    def _answer_together(self) -> None:
+        if self._faults.chunks_shuffled is not None:
+            self._answer_shuffled()
         while self._waiting:
             self._read(*self._waiting.pop())
+
+    def _answer_shuffled(self) -> None:
+        """The chunks of all that wait, mixed; a request that fails half-way has no more of them."""
+        left: dict[int, int] = {}
+        chunks: list[tuple[Record, Io, int, int]] = []
+        for record, request in self._waiting:
+            if not self._reads.wait():
+                continue
+            try:
+                if record.held is None:
+                    raise no_memory(request.total)
+                self._reads.check(self._disk(request.handle), request)
+            except IoError as error:
+                self._read_failed(record, request, error)
+                continue
+            parts = self._reads.parts(request)
+            left[record.header.sequence] = len(parts)
+            chunks += [(record, request, start, length) for start, length in parts]
+        self._waiting = []
+        self._random.shuffle(chunks)
+        for record, request, start, length in chunks:
+            sequence = record.header.sequence
+            if sequence not in left:
+                continue
+            left[sequence] -= 1
+            done = None if left[sequence] else partial(self._intake.answered, record)
+            try:
+                self._reads.chunk(self._disk(request.handle), sequence, request, start, length, done)
+            except IoError as error:
+                del left[sequence]
+                self._read_failed(record, request, error)
 
     # -- optional records ------------------------------------------------------------------------
 
