@@ -1,4 +1,4 @@
-"""How the data of one chunk is written: none, zlib, skipz (NFC specification, section 9.3).
+"""How the data of one chunk is written: none, zlib, fastlz, skipz (NFC specification, section 9.3).
 
 Each chunk is coded on its own and says how, so a sender may leave any of them as it is (code 0).
 """
@@ -11,6 +11,7 @@ from enum import IntEnum
 from itertools import pairwise
 
 from vdkit.errors import NotSupported, ProtocolError, UsageError
+from vdkit.wire.nfc import fastlz
 from vdkit.wire.nfc.limits import MAX_HELLO_BUFFER
 
 _WORDS = struct.Struct("<II")
@@ -30,7 +31,7 @@ class Compression(IntEnum):
 
 
 def compression_of(name: str) -> Compression:
-    """``none``, ``zlib`` or ``skipz``."""
+    """``none``, ``zlib``, ``fastlz`` or ``skipz``."""
     match name:
         case "none":
             return Compression.NONE
@@ -39,9 +40,11 @@ def compression_of(name: str) -> Compression:
         case "skipz":
             return Compression.SKIPZ
         case "fastlz":
-            raise NotSupported("NFC compression fastlz is not supported", remedy="use none, zlib or skipz")
+            return Compression.FASTLZ
         case _:
-            raise UsageError(f"NFC compression {name!r} is not known", remedy="use none, zlib or skipz")
+            raise UsageError(
+                f"NFC compression {name!r} is not known", remedy="use none, zlib, fastlz or skipz"
+            )
 
 
 def decode_into(code: int, wire: memoryview, target: memoryview) -> None:
@@ -54,7 +57,7 @@ def decode_into(code: int, wire: memoryview, target: memoryview) -> None:
         case Compression.SKIPZ:
             _unskip(wire, target)
         case Compression.FASTLZ:
-            raise ProtocolError("a chunk is compressed with fastlz (code 2), which was not asked for")
+            fastlz.decode_into(wire, target)
         case _:
             raise ProtocolError(f"a chunk is compressed with the unknown code {code}")
 
@@ -68,6 +71,8 @@ def encode(code: int, data: memoryview) -> tuple[int, memoryview]:
             packed = zlib.compress(data, _ZLIB_LEVEL)
         case Compression.SKIPZ:
             packed = skip_zeroes(data)
+        case Compression.FASTLZ:
+            packed = fastlz.encode(data) if len(data) >= fastlz.MIN_SIZE else bytes(data)
         case _:
             raise NotSupported(f"compression code {code} cannot be written")
     if len(packed) >= len(data):
