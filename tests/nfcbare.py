@@ -70,9 +70,12 @@ def bare(ledger: Ledger, office: Office, faults: NfcFaults | None = None) -> Ite
     stopping = threading.Event()
 
     def run() -> None:
-        with DiskSession(host, Outlet(host, faults, stopping), office, faults, ledger) as session:
-            with suppress(TransportError):
-                session.run()
+        outlet = Outlet(host, faults, stopping)
+        with (
+            DiskSession(host, outlet, office, faults, ledger) as session,
+            suppress(TransportError),
+        ):
+            session.run()
         host.close()
 
     thread = threading.Thread(target=run)
