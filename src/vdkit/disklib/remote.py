@@ -75,6 +75,7 @@ def _target(ticket: NfcTicket, path: str) -> NfcTarget:
         thumbprint=ticket.thumbprint,
         certificate=ticket.certificate,
         path=path,
+        legacy_tls=ticket.legacy_tls,
     )
 
 

@@ -17,9 +17,13 @@ from vdkit.errors import (
     TrustError,
 )
 from vdkit.net.deadline import Deadline
+from vdkit.net.trust import refusal_remedy
 
 #: Seconds in which a TCP connection must be made.
 DEFAULT_TIMEOUT = 10.0
+#: What a server that is no host may say: seconds it gets, and bytes of it that are shown.
+_PROBE_SECONDS = 2.0
+_PROBE_BYTES = 100
 
 
 def host_port(host: str, port: int) -> str:
@@ -31,6 +35,15 @@ def host_port(host: str, port: int) -> str:
 def unbracket(host: str) -> str:
     """An IPv6 literal without the brackets that URLs put around it."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def without_zone(host: str) -> str:
+    """An address without brackets and the zone of a link-local one (``fe80::1%eth0``).
+
+    The zone is only ours: it says which of our links to take, and no host is asked for by it.
+    """
+    bare = unbracket(host)
+    return bare.partition("%")[0] if ":" in bare else bare
 
 
 def connect(
@@ -61,7 +74,8 @@ def _resolve(
         found = socket.getaddrinfo(unbracket(host), port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError, ValueError) as error:
         raise HostNotFound(
-            f"{where}: the host name does not resolve", remedy="check its spelling and the name server"
+            f"{where}: the host name does not resolve",
+            remedy="check the name of the host and the name server of this machine",
         ) from error
     if not found:
         raise HostNotFound(f"{where}: the host name has no address")
@@ -104,6 +118,25 @@ def _explain(error: Exception, where: str, port: int, deadline: Deadline) -> Exc
     return ConnectFailed(f"{where}: no connection to TCP port {port}: {reason}", remedy=remedy)
 
 
+def what_answers(host: str, port: int) -> str:
+    """The first words of a server that does not speak TLS: a banner, or what it makes of an HTTP request.
+
+    Only for a message about a connection that has failed already; empty if it says nothing readable.
+    """
+    try:
+        with connect(host, port, timeout=_PROBE_SECONDS) as sock:
+            sock.settimeout(_PROBE_SECONDS / 2)
+            try:
+                said = sock.recv(_PROBE_BYTES)
+            except TimeoutError:
+                sock.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
+                said = sock.recv(_PROBE_BYTES)
+    except (OSError, TransportError):
+        return ""
+    line = said.split(b"\n", 1)[0].strip().decode("ascii", "replace")
+    return line if line.isprintable() and "\ufffd" not in line else ""
+
+
 def tls_reason(error: ssl.SSLError) -> str:
     """OpenSSL's short reason; errors that Python itself raises have none."""
     return getattr(error, "reason", None) or "unknown reason"
@@ -116,7 +149,7 @@ def map_socket_error(error: OSError, where: str, what: str) -> TransportError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return TrustError(
             f"{where}: {what}: the server's certificate is not trusted: {error.verify_message}",
-            remedy="check the CA file and the host's name, or pin the certificate's thumbprint",
+            remedy=refusal_remedy(error.verify_message),
         )
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return ConnectionLost(f"{where}: {what}: the peer closed the connection")

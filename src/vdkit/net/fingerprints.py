@@ -1,11 +1,15 @@
-"""The certificate that a host presents, read without trusting it and without sending anything."""
+"""The certificate that a host presents, read without trusting it and without sending anything.
+
+Source of facts: our NFC specification (section 3) for the greeting of a data port.
+"""
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 
 from vdkit.errors import ProtocolError, TransportError
-from vdkit.net.connect import connect, host_port, unbracket
+from vdkit.net.connect import connect, host_port, unbracket, without_zone
 from vdkit.net.deadline import Deadline
 from vdkit.net.stream import SocketStream
 from vdkit.net.tls import TlsStream
@@ -28,29 +32,35 @@ class Fingerprints:
 
 
 def fingerprints(
-    host: str, port: int = 443, *, greeting: bool | None = None, timeout: float = 10.0
+    host: str,
+    port: int = 443,
+    *,
+    greeting: bool | None = None,
+    timeout: float = 10.0,
+    legacy_tls: bool = False,
 ) -> Fingerprints:
     """Thumbprints of what ``host:port`` presents.
 
     ``greeting``: whether the server first says a line in clear, as a data port does; None finds out: port 902
-    does, others are tried both ways. ``timeout`` in seconds.
+    does, others are tried both ways. ``timeout`` in seconds. ``legacy_tls`` as in :class:`Trust`.
     """
+    context = client_context(legacy=legacy_tls)
     if greeting is not None:
-        return _read(host, port, greeting, timeout)
+        return _read(host, port, context, greeting, timeout)
     first = port == DATA_PORT
     try:
-        return _read(host, port, first, timeout)
+        return _read(host, port, context, first, timeout)
     except ProtocolError:
-        return _read(host, port, not first, timeout)
+        return _read(host, port, context, not first, timeout)
 
 
-def _read(host: str, port: int, greeting: bool, timeout: float) -> Fingerprints:
+def _read(host: str, port: int, context: ssl.SSLContext, greeting: bool, timeout: float) -> Fingerprints:
     deadline = Deadline.after(timeout)
     raw = SocketStream(connect(host, port, deadline), host_port(host, port))
     try:
         if greeting:
             raw.read_line(_MAX_LINE, deadline, "the greeting")
-        stream = TlsStream(raw, client_context(), hostname=unbracket(host))
+        stream = TlsStream(raw, context, hostname=without_zone(host))
         stream.handshake(deadline)
         der = stream.peer_certificate()
         stream.close_notify(Deadline.after(1))

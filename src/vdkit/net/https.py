@@ -13,38 +13,100 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from vdkit.errors import ConnectionLost, HostAccessDenied, HostError, LoginFailed, NotFound, ProtocolError
-from vdkit.net.connect import connect, host_port, map_socket_error
+from vdkit.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    HostAccessDenied,
+    HostError,
+    LoginFailed,
+    NotFound,
+    ProtocolError,
+    TransportError,
+)
+from vdkit.net.connect import (
+    connect,
+    host_port,
+    map_socket_error,
+    tls_reason,
+    unbracket,
+    what_answers,
+    without_zone,
+)
+from vdkit.net.deadline import Deadline
 from vdkit.net.secret import Secret
 from vdkit.net.trust import Trust
 
 DEFAULT_TIMEOUT = 60.0
+#: OpenSSL's reasons when the two sides have no version in common.
+_OLD_TLS = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE")
 #: Longest error text of a server that is shown.
 MAX_ERROR_TEXT = 400
 
 
-class _VerifiedConnection(http.client.HTTPSConnection):
-    """The certificate is checked right after the handshake, before a byte of HTTP is sent."""
+class VerifiedConnection(http.client.HTTPSConnection):
+    """The certificate is checked right after the handshake, before a byte of HTTP is sent.
 
-    def __init__(self, host: str, port: int, trust: Trust, timeout: float) -> None:
+    ``host`` is a name or an address of either family, brackets optional. ``timeout`` is in seconds, for
+    connecting (with the handshake) and for every read and write.
+    """
+
+    def __init__(self, host: str, port: int, *, trust: Trust, timeout: float) -> None:
         self._verify_context = trust.context()
-        super().__init__(host, port, timeout=timeout, context=self._verify_context)
+        super().__init__(unbracket(host), port, timeout=timeout, context=self._verify_context)
         self._trust = trust
+        self._seconds = timeout
 
     def connect(self) -> None:
+        """Raises TransportError and its kinds, with everything closed."""
         where = host_port(self.host, self.port)
-        plain = connect(self.host, self.port, timeout=self.timeout or DEFAULT_TIMEOUT)
+        deadline = Deadline.after(self._seconds)
+        plain = connect(self.host, self.port, deadline)
         try:
-            wrapped = self._verify_context.wrap_socket(plain, server_hostname=self.host)
+            plain.settimeout(max(deadline.remaining, 0.001))
+            wrapped = self._verify_context.wrap_socket(plain, server_hostname=without_zone(self.host))
         except (OSError, ssl.SSLError) as error:
             plain.close()
-            raise map_socket_error(error, where, "TLS handshake") from error
+            raise self._explained(error, where) from error
         try:
             self._trust.check(wrapped.getpeercert(binary_form=True), where)
+            wrapped.settimeout(self._seconds)
         except BaseException:
             wrapped.close()
             raise
         self.sock = wrapped
+
+    def putrequest(
+        self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False
+    ) -> None:
+        """The header ``Host`` has no zone: it is the name of one of our links."""
+        zone = "%" in self.host and not skip_host
+        super().putrequest(method, url, skip_host or zone, skip_accept_encoding)
+        if zone:
+            self.putheader("Host", host_port(without_zone(self.host), self.port))
+
+    def _explained(self, error: OSError, where: str) -> TransportError:
+        """Why there is no TLS session; asks what else it is that listens there."""
+        if isinstance(error, TimeoutError):
+            return DeadlineExceeded(
+                f"{where}: TCP port {self.port} takes connections, but no TLS handshake was done within "
+                f"{self._seconds:g} seconds",
+                remedy="check that the host answers there, and what the firewall does with TCP "
+                f"{self.port} in between",
+            )
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLCertVerificationError):
+            reason = tls_reason(error)
+            if reason in _OLD_TLS:
+                return ProtocolError(
+                    f"{where}: the host speaks no TLS that is allowed ({reason})",
+                    remedy="a host older than TLS 1.2 must be named as one: --legacy-tls",
+                )
+            heard = what_answers(self.host, self.port)
+            if heard:
+                return ProtocolError(
+                    f"{where}: what listens there does not speak TLS; it says {heard!r}",
+                    remedy="check host and port: is it a proxy, or another service?",
+                )
+        return map_socket_error(error, where, "TLS handshake")
 
 
 class HttpsFile:
@@ -63,7 +125,7 @@ class HttpsFile:
     ) -> None:
         self._where = f"{host_port(host, port)}{path}"
         self._path = path
-        self._connection = _VerifiedConnection(host, port, trust, timeout)
+        self._connection = VerifiedConnection(host, port, trust=trust, timeout=timeout)
         token = base64.b64encode(f"{user}:{password.reveal()}".encode()).decode("ascii")
         self._headers = {"Authorization": f"Basic {token}"}
         self._lock = threading.Lock()

@@ -17,7 +17,7 @@ from vdkit.errors import ConnectionLost, ProtocolError, TransportError, TrustErr
 from vdkit.net.connect import tls_reason
 from vdkit.net.deadline import Deadline
 from vdkit.net.stream import Readable, SocketStream, Stream, WhileBlocked
-from vdkit.net.trust import CIPHERS
+from vdkit.net.trust import CIPHERS, refusal_remedy
 
 #: Bytes taken from the socket at a time, into a kept buffer.
 _RAW = 256 << 10
@@ -72,7 +72,7 @@ class TlsStream(Stream):
                 self._send_alert()
                 raise TrustError(
                     f"{self.peer}: the server's certificate is not trusted: {error.verify_message}",
-                    remedy="check the CA file and the host's name, or pin the certificate's thumbprint",
+                    remedy=refusal_remedy(error.verify_message),
                 ) from error
             except ssl.SSLError as error:
                 self._send_alert()

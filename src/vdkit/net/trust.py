@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from vdkit.errors import TrustError, UsageError
 
@@ -18,6 +19,12 @@ _SHA256_DIGITS = 64
 _HEX = frozenset("0123456789ABCDEF")
 #: Forward secrecy and AES-GCM first: what hosts speak, and several times the speed of the CBC suites.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!eNULL"
+#: For a host that was named as a legacy one: what ESXi 5 and 6.0 offer, SHA-1 signatures and short keys too.
+LEGACY_CIPHERS = "ECDHE+AES:DHE+AES:kRSA+AES:kRSA+3DES:!aNULL:!eNULL:@SECLEVEL=0"
+#: OpenSSL's option for servers without secure renegotiation; Python names it from 3.12 on.
+_OP_LEGACY_SERVER_CONNECT = 0x4
+#: In place of a file of authorities: those that this system trusts.
+SYSTEM_AUTHORITIES: Final = "system"
 
 
 def normalise_thumbprint(text: str) -> str:
@@ -52,14 +59,19 @@ class Trust:
     """What a server's leaf certificate must satisfy. Everything that is given must hold.
 
     ``sha256``, ``sha1``: thumbprints. ``certificate``: a PEM certificate, byte for byte. With one of these
-    pins neither names nor dates are looked at. ``ca_file``: PEM file of authorities; the certificate must
-    then be issued by one of them for the host's name, and be valid today.
+    pins neither names nor dates are looked at. ``ca_file``: PEM file of authorities, or ``system``; the
+    certificate must then be issued by one of them for the host's name, and be valid today.
+
+    ``legacy_tls`` lets TLS 1.0 and 1.1 and weak signatures pass, for this host only; never SSLv3.
+    ``source`` says in an error where the pin was read ("known_hosts, line 3").
     """
 
     sha256: str | None = None
     sha1: str | None = None
     ca_file: str | None = None
     certificate: str | None = None
+    legacy_tls: bool = False
+    source: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not (self.sha256 or self.sha1 or self.ca_file or self.certificate):
@@ -79,12 +91,12 @@ class Trust:
             pem_to_der(self.certificate)
 
     @classmethod
-    def of_thumbprint(cls, text: str) -> Trust:
+    def of_thumbprint(cls, text: str, *, source: str | None = None) -> Trust:
         """A pin by SHA-1 or SHA-256, told apart by the length."""
         normal = normalise_thumbprint(text)
         if len(normal.replace(":", "")) == _SHA1_DIGITS:
-            return cls(sha1=normal)
-        return cls(sha256=normal)
+            return cls(sha1=normal, source=source)
+        return cls(sha256=normal, source=source)
 
     @property
     def pinned(self) -> bool:
@@ -92,12 +104,17 @@ class Trust:
         return bool(self.sha256 or self.sha1 or self.certificate)
 
     def context(self) -> ssl.SSLContext:
-        """A client context, TLS 1.2 or later. After the handshake :meth:`check` MUST be called."""
-        context = client_context()
+        """A client context, TLS 1.2 or later unless legacy. After the handshake :meth:`check` MUST be
+        called.
+        """
+        context = client_context(legacy=self.legacy_tls)
         if not self.ca_file:
             return context
         context.check_hostname = True
         context.verify_mode = ssl.CERT_REQUIRED
+        if self.ca_file == SYSTEM_AUTHORITIES:
+            context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+            return context
         try:
             context.load_verify_locations(cafile=self.ca_file)
         except (OSError, ssl.SSLError) as error:
@@ -111,22 +128,41 @@ class Trust:
         if not leaf:
             raise TrustError(f"{where}: the server presented no certificate")
         if self.sha256:
-            _compare("SHA-256", self.sha256, sha256_thumbprint(leaf), where)
+            _compare("SHA-256", self.sha256, sha256_thumbprint(leaf), where, self.source)
         if self.sha1:
-            _compare("SHA-1", self.sha1, sha1_thumbprint(leaf), where)
+            _compare("SHA-1", self.sha1, sha1_thumbprint(leaf), where, self.source)
         if self.certificate and not hmac.compare_digest(pem_to_der(self.certificate), leaf):
             expected = sha256_thumbprint(pem_to_der(self.certificate))
-            _compare("SHA-256", expected, sha256_thumbprint(leaf), where)
+            _compare("SHA-256", expected, sha256_thumbprint(leaf), where, self.source)
 
 
-def client_context() -> ssl.SSLContext:
-    """A context that verifies nothing yet: only for handshakes whose leaf is compared right after them."""
+def client_context(*, legacy: bool = False) -> ssl.SSLContext:
+    """A context that verifies nothing yet: only for handshakes whose leaf is compared right after them.
+
+    ``legacy``: TLS 1.0 and 1.1 too, with the ciphers and signatures of their time, as far as this OpenSSL
+    still has them. SSLv3 never.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    context.set_ciphers(CIPHERS)
+    if not legacy:
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(CIPHERS)
+        return context
+    context.set_ciphers(f"{CIPHERS}:{LEGACY_CIPHERS}")
+    # The lowest that OpenSSL has; a context of Python's refuses SSLv3 from the start, and goes on doing so.
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    if not context.options & ssl.OP_NO_SSLv3:
+        raise UsageError("this Python lets SSLv3 pass, so that a legacy host cannot be talked to safely")
+    context.options |= _OP_LEGACY_SERVER_CONNECT
     return context
+
+
+def refusal_remedy(verify_message: str) -> str:
+    """What to do about a certificate that OpenSSL's verification refused with that text."""
+    if "not yet valid" in verify_message or "expired" in verify_message:
+        return "compare the clocks of this machine and of the host, or have the host's certificate renewed"
+    return "check the CA file and the host's name, or pin the certificate's thumbprint"
 
 
 def pem_to_der(pem: str) -> bytes:
@@ -142,11 +178,13 @@ def pem_to_der(pem: str) -> bytes:
         raise UsageError(f"a PEM certificate was expected: {error}") from error
 
 
-def _compare(kind: str, expected: str, presented: str, where: str) -> None:
+def _compare(kind: str, expected: str, presented: str, where: str, source: str | None) -> None:
     if not hmac.compare_digest(expected, presented):
+        known = f" ({source})" if source else ""
+        again = "`vdkit fingerprint --trust --replace` records" if source else "`vdkit fingerprint` shows"
         raise TrustError(
             f"{where}: the server's certificate is not the expected one: "
-            f"expected {kind} {expected}, presented {kind} {presented}",
-            remedy="if the host's certificate was replaced, take the new thumbprint from "
-            "`vdkit fingerprint`; otherwise somebody may be in between",
+            f"expected {kind} {expected}{known}, presented {kind} {presented}",
+            remedy=f"if the host's certificate was replaced, {again} the new one: compare it with "
+            "the host's console; otherwise somebody may be in between",
         )

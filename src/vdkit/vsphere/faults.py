@@ -7,6 +7,7 @@ library's exceptions, and reports of users on what hosts answer in practice.
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from vdkit.errors import (
     UsageError,
     VixError,
 )
+from vdkit.net.trust import refusal_remedy
 
 #: What may come out of a call of pyVmomi besides our own errors.
 FOREIGN: Final = (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError)
@@ -53,7 +55,11 @@ _NO_CHANGE_IDS = "enable change tracking for the machine and take a full backup"
 #: Most special first: the first type that fits decides. The remedy may be None.
 _KINDS: Final[tuple[tuple[Any, type[VixError], str | None], ...]] = (
     (vim.fault.PasswordExpired, LoginFailed, "change the password of this account first"),
-    (vim.fault.InvalidLogin, LoginFailed, "check the user name and the password"),
+    (
+        vim.fault.InvalidLogin,
+        LoginFailed,
+        "check the user name and the password; hosts say the same for an account that they have locked",
+    ),
     (vim.fault.NotAuthenticated, SessionExpired, "log in again"),
     (
         vmodl.fault.ManagedObjectNotFound,
@@ -83,6 +89,21 @@ _KINDS: Final[tuple[tuple[Any, type[VixError], str | None], ...]] = (
     (vmodl.fault.NotSupported, NotSupported, None),
     (vmodl.fault.NotImplemented, NotSupported, None),
     (vim.fault.NotSupportedHost, NotSupported, None),
+    (
+        vmodl.fault.HostNotConnected,
+        ControlError,
+        "its ESXi host is not connected to vCenter: reconnect it there, or log in to it directly",
+    ),
+    (
+        vmodl.fault.HostNotReachable,
+        ControlError,
+        "vCenter does not reach its ESXi host: check its power and network",
+    ),
+    (
+        vim.fault.InvalidHostState,
+        ControlError,
+        "its ESXi host is in maintenance mode or disconnected: end that first",
+    ),
 )
 _LICENCE_REMEDY = (
     "the free ESXi licence only lets programs read; changing anything needs an evaluation or paid licence"
@@ -178,10 +199,31 @@ def _from_fault(fault: vmodl.MethodFault, prefix: str) -> VixError:
         detail = f"{detail} ({fault.file})"
     elif isinstance(fault, vim.fault.GenericVmConfigFault) and fault.reason:
         detail = f"{detail} ({fault.reason})"
+    if isinstance(fault, vim.fault.InvalidLogin | vim.fault.HostConnectFault | vmodl.fault.SystemError):
+        special = _login_refused(prefix, detail)
+        if special is not None:
+            return special
     for kind, error, remedy in _KINDS:
         if isinstance(fault, kind):
             return error(f"{prefix}: {detail}", remedy=remedy)
     return ControlError(f"{prefix}: {detail}")
+
+
+def _login_refused(prefix: str, detail: str) -> LoginFailed | None:
+    """What hosts say only in words about a login: the account is locked, or there are too many sessions."""
+    words = detail.lower()
+    if "session" in words and re.search(r"maximum|exceed|too many|limit", words):
+        return LoginFailed(
+            f"{prefix}: the host's limit of sessions is reached ({detail})",
+            remedy="end idle sessions at the host, or wait until they expire",
+        )
+    if "locked" in words and "account" in words:
+        return LoginFailed(
+            f"{prefix}: the account is locked ({detail})",
+            remedy="wait until the host unlocks it (15 minutes by default) or ask the administrator; every "
+            "further attempt may lengthen it",
+        )
+    return None
 
 
 def _no_privilege(fault: Any, prefix: str) -> NoPrivilege:
@@ -219,7 +261,7 @@ def _from_network(error: BaseException, where: str, what: str) -> VixError:
         case ssl.SSLCertVerificationError():
             return TrustError(
                 f"{prefix}: the certificate is not trusted: {_reason(error)}",
-                remedy="give the CA file that signed it, or the thumbprint shown by 'vdkit fingerprint'",
+                remedy=refusal_remedy(_reason(error)),
             )
         case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
             return ConnectionLost(f"{prefix}: the host closed the TLS connection", remedy=firewall)
@@ -238,13 +280,38 @@ def _from_network(error: BaseException, where: str, what: str) -> VixError:
                 f"{prefix}: the answer is not that of a vSphere host", remedy="check host and port"
             )
         case http.client.HTTPException():
-            return ConnectFailed(
-                f"{prefix}: the host answered HTTP {_one_line(error)}", remedy="is /sdk served there?"
-            )
+            return _from_status(_one_line(error), prefix)
         case OSError():
             return ConnectFailed(f"{prefix}: {error.strerror or _one_line(error)}", remedy=firewall)
         case _:
             return ControlError(f"{prefix}: {_one_line(error)}")
+
+
+def _from_status(status: str, prefix: str) -> VixError:
+    """The error for an answer in HTTP that is not of the API; ``status`` is ``503 Service Unavailable``."""
+    match status[:3]:
+        case "407":
+            return ProtocolError(
+                f"{prefix}: a proxy answered that it wants to be logged in to (HTTP {status})",
+                remedy="hosts are talked to directly: let this machine reach the host without a proxy",
+            )
+        case "401" | "403":
+            return ProtocolError(
+                f"{prefix}: refused before it reached the API (HTTP {status})",
+                remedy="a proxy or firewall in between seems to answer: check host and port, and its rules",
+            )
+        case "502" | "504":
+            return ConnectFailed(
+                f"{prefix}: a proxy answered that it does not reach the host (HTTP {status})",
+                remedy="check that the host's management service runs, and what the proxy in between does",
+            )
+        case "503":
+            return ConnectFailed(
+                f"{prefix}: the host's management service is not available (HTTP {status})",
+                remedy="it may be starting or overloaded: try again in some minutes",
+            )
+        case _:
+            return ConnectFailed(f"{prefix}: the host answered HTTP {status}", remedy="is /sdk served there?")
 
 
 def _reason(error: ssl.SSLError) -> str:

@@ -3,25 +3,39 @@
 The certificate is checked before the password leaves. A session that the host has let go (they expire after
 30 to 50 minutes without a call, and reads over the data port do not count) is renewed when the next call
 finds out: the host refuses such a call before it does anything, so repeating it is safe. A call that ended
-with a lost connection is repeated only when it reads.
+with a lost connection is repeated only when it reads, for as long as a restart of the management service may
+take. A password that was changed meanwhile is tried once and never again, so that no account gets locked.
+
+Source: the vSphere Web Services API reference (SessionManager), our protocol notes (section 2) for the
+cookie, and the published VDDK programming guide for a session that is handed over.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from pyVmomi import vim
 
-from vdkit.errors import Closed, LoginFailed, SessionExpired, UsageError, VixError
+from vdkit.errors import (
+    Closed,
+    ConnectFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    LoginFailed,
+    SessionExpired,
+    UsageError,
+    VixError,
+)
+from vdkit.net.connect import host_port, unbracket
 from vdkit.net.secret import Secret
 from vdkit.net.trust import Trust
-from vdkit.vsphere.connection import bracketed
 from vdkit.vsphere.faults import FOREIGN, translate
 from vdkit.vsphere.stub import VerifiedStub, negotiate_version
 
@@ -32,10 +46,19 @@ DEFAULT_PORT: Final = 443
 DEFAULT_TIMEOUT: Final = 60.0
 #: Seconds between two calls that keep an idle session alive; a third of the shortest life time seen.
 KEEP_ALIVE_SECONDS: Final = 600.0
-#: How often a reading call is made in all when the connection keeps failing.
+#: Seconds that a reading call is repeated while the host is away: the management service is restarting.
+DEFAULT_PATIENCE: Final = 180.0
+#: How often a reading call is made in all when it fails for another passing reason.
 READ_ATTEMPTS: Final = 3
 #: Seconds before the second attempt; doubled for each further one.
 RETRY_SECONDS: Final = 0.5
+#: The longest pause between two attempts, in seconds.
+LONGEST_PAUSE: Final = 15.0
+
+_COOKIE: Final = "vmware_soap_session"
+#: What RFC 6265 allows in the value of a cookie; the length is ours.
+_COOKIE_VALUE: Final = re.compile(r"[!#-+\--:<-\[\]-~]{1,4096}")
+_AWAY: Final = (ConnectFailed, ConnectionLost, DeadlineExceeded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +78,8 @@ class About:
 
 
 class Session:
-    """A logged-in session; make it with :meth:`login`. Any method may be called from any thread.
+    """A logged-in session; make it with :meth:`login` or :meth:`from_cookie`. Any method may be called from
+    any thread.
 
     In a ``with`` block a thread keeps the session alive; it is joined when the block ends.
     """
@@ -66,14 +90,21 @@ class Session:
         host: str,
         port: int,
         user: str,
-        password: Secret,
+        password: Secret | None,
         *,
         keep_alive: float = KEEP_ALIVE_SECONDS,
+        patience: float = DEFAULT_PATIENCE,
+        legacy_tls: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """Without a password the session is somebody else's: it is neither renewed nor ended."""
         self._stub = stub
         self._host, self._port = host, port
         self._user, self._password = user, password
+        self._patience = patience
+        self._legacy_tls = legacy_tls
+        #: Why the session could not be renewed: asking again would only lock the account.
+        self._lost: VixError | None = None
         self._lock = threading.Lock()
         self._generation = 0
         self._closed = False
@@ -95,30 +126,76 @@ class Session:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         keep_alive: float = KEEP_ALIVE_SECONDS,
+        patience: float = DEFAULT_PATIENCE,
+        legacy_tls: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Session:
         """Connect, check the certificate, log in.
 
         ``timeout`` (seconds) holds for connecting and for every answer; ``keep_alive`` is the time in seconds
-        between the calls that keep an idle session; ``sleep`` waits between attempts. ``host`` is a name, an
-        IPv4 or an IPv6 address (brackets are optional). Raises TrustError, LoginFailed, ConnectFailed and its
-        kinds, DeadlineExceeded, ProtocolError.
+        between the calls that keep an idle session; ``patience`` is how long (seconds) calls that read are
+        repeated while the host is away; ``sleep`` waits between attempts. ``host`` is a name, an IPv4 or an
+        IPv6 address (brackets are optional). ``legacy_tls`` allows TLS 1.0 and 1.1, on the data port too.
+        Raises TrustError, LoginFailed, ConnectFailed and its kinds, DeadlineExceeded, ProtocolError.
         """
-        host = host.strip().removeprefix("[").removesuffix("]")
-        if not host or not 0 < port < 1 << 16:
-            raise UsageError(f"{host!r} port {port}: a host and a port from 1 to 65535 are needed")
         for text, name in ((user, "user name"), (password.reveal(), "password")):
             if not all(_in_xml(c) for c in text):
                 raise UsageError(f"the {name} for {host} holds a control character, which XML cannot carry")
-        where = f"{bracketed(host)}:{port}"
-        try:
-            version = negotiate_version(host, port, trust, timeout=timeout)
-        except FOREIGN as error:
-            raise translate(error, where=where, what="connect") from error
-        stub = VerifiedStub(host, port, trust, timeout=timeout, version=version)
-        session = cls(stub, host, port, user, password, keep_alive=keep_alive, sleep=sleep)
+        host, trust, stub = _reach(host, port, trust, timeout=timeout, legacy_tls=legacy_tls)
+        session = cls(
+            stub,
+            host,
+            port,
+            user,
+            password,
+            keep_alive=keep_alive,
+            patience=patience,
+            legacy_tls=trust.legacy_tls,
+            sleep=sleep,
+        )
         try:
             session._log_in()
+        except BaseException:
+            session._stub.DropConnections()
+            raise
+        return session
+
+    @classmethod
+    def from_cookie(
+        cls,
+        host: str,
+        port: int,
+        cookie: Secret,
+        trust: Trust,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        keep_alive: float = KEEP_ALIVE_SECONDS,
+        patience: float = DEFAULT_PATIENCE,
+        legacy_tls: bool = False,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Session:
+        """Use a session that somebody else has opened and will end; it is never logged out here.
+
+        ``cookie`` is the value of ``vmware_soap_session``, or the whole header. It is checked by a call.
+        Raises SessionExpired where the host does not know it (any more), UsageError if it is no cookie, and
+        as :meth:`login`, whose other parameters these are.
+        """
+        value = _cookie_value(cookie)
+        host, trust, stub = _reach(host, port, trust, timeout=timeout, legacy_tls=legacy_tls)
+        session = cls(
+            stub,
+            host,
+            port,
+            "",
+            None,
+            keep_alive=keep_alive,
+            patience=patience,
+            legacy_tls=trust.legacy_tls,
+            sleep=sleep,
+        )
+        stub.SetSessionId(value)
+        try:
+            session._adopt()
         except BaseException:
             session._stub.DropConnections()
             raise
@@ -137,7 +214,17 @@ class Session:
     @property
     def where(self) -> str:
         """``host:port``, for messages."""
-        return f"{bracketed(self._host)}:{self._port}"
+        return host_port(self._host, self._port)
+
+    @property
+    def user(self) -> str:
+        """The account that the host says or was told it is."""
+        return self._user
+
+    @property
+    def legacy_tls(self) -> bool:
+        """True if this host was named as one that may speak TLS older than 1.2."""
+        return self._legacy_tls
 
     @property
     def about(self) -> About:
@@ -167,18 +254,26 @@ class Session:
     # -- calls -----------------------------------------------------------------------------------
 
     def read(self, what: str, function: Callable[[], T]) -> T:
-        """Run ``function``, whose calls only read; repeated after a lost connection or an expired session.
+        """Run ``function``, whose calls only read; repeated after a lost connection or an expired session,
+        and for the session's patience while the host is away.
 
         ``what`` says in a message what was attempted ("list the machines").
         """
-        for attempt in range(1, READ_ATTEMPTS):
+        until = time.monotonic() + self._patience
+        waited, pause, attempt = 0.0, RETRY_SECONDS, 1
+        while True:
             try:
                 return self.call(what, function)
             except VixError as error:
-                if not error.retryable or self._closed:
+                if not error.retryable or self._closed or self._lost is not None:
                     raise
-                self._sleep(RETRY_SECONDS * 2 ** (attempt - 1))
-        return self.call(what, function)
+                away = isinstance(error, _AWAY)
+                if away and (waited + pause > self._patience or time.monotonic() > until):
+                    raise
+                if not away and attempt >= READ_ATTEMPTS:
+                    raise
+            self._sleep(pause)
+            waited, pause, attempt = waited + pause, min(pause * 2, LONGEST_PAUSE), attempt + 1
 
     def call(self, what: str, function: Callable[[], T]) -> T:
         """Run ``function``, whose calls may change something; repeated only after an expired session."""
@@ -200,6 +295,7 @@ class Session:
     def _log_in(self) -> None:
         self._stub.forget_session()
         what = f"log in as {self._user!r}"
+        assert self._password is not None
         secret = self._password.reveal()
         try:
             content = vim.ServiceInstance("ServiceInstance", self._stub).RetrieveContent()
@@ -214,6 +310,29 @@ class Session:
             raise LoginFailed(
                 f"{self.where}: {what}: the host gave no session", remedy="is this a vSphere host?"
             )
+        self._know(content)
+
+    def _adopt(self) -> None:
+        """Find out whose session it is that the cookie stands for."""
+        what = "use the session of the cookie"
+        refused = SessionExpired(
+            f"{self.where}: {what}: the host does not know it (any more)",
+            remedy="get a new cookie, or log in with user and password",
+        )
+        try:
+            content = vim.ServiceInstance("ServiceInstance", self._stub).RetrieveContent()
+            manager: Any = content.sessionManager
+            current = manager.currentSession
+        except vim.fault.NotAuthenticated:
+            raise refused from None
+        except FOREIGN as error:
+            raise translate(error, where=self.where, what=what) from error
+        if current is None:
+            raise refused
+        self._user = current.userName or ""
+        self._know(content)
+
+    def _know(self, content: Any) -> None:
         self._content = content
         about = content.about
         self._about = About(
@@ -222,10 +341,34 @@ class Session:
         self._generation += 1
 
     def _renew(self, generation: int) -> None:
-        """Log in again unless another thread has done so since ``generation``."""
+        """Log in again unless another thread has done so since ``generation``.
+
+        Refused once, it is not tried again: every attempt counts towards the locking of the account.
+        """
         with self._lock:
-            if generation == self._generation:
-                self._log_in()
+            if generation != self._generation:
+                return
+            if self._lost is None:
+                self._lost = self._try_to_renew()
+            if self._lost is not None:
+                raise type(self._lost)(self._lost.message, remedy=self._lost.remedy) from None
+
+    def _try_to_renew(self) -> VixError | None:
+        """The reason why it is hopeless, or None. What may pass is raised."""
+        if self._password is None:
+            return SessionExpired(
+                f"{self.where}: the session that was handed over as a cookie has ended",
+                remedy="it cannot be renewed from here: get a new cookie, or log in with user and password",
+            )
+        try:
+            self._log_in()
+        except LoginFailed as error:
+            return LoginFailed(
+                f"{self.where}: the session has ended and was not renewed: {error.message}",
+                remedy=f"has the password of {self._user!r} been changed meanwhile? It is not tried again, "
+                "so that the account is not locked; start again with the new one",
+            )
+        return None
 
     # -- life cycle ------------------------------------------------------------------------------
 
@@ -243,7 +386,8 @@ class Session:
             return
         # After a long run the session may have expired: not being able to log out harms nobody.
         with suppress(VixError):
-            self._once("log out", lambda: self._content.sessionManager.Logout())
+            if self._password is not None:
+                self._once("log out", lambda: self._content.sessionManager.Logout())
         self._closed = True
         self._stub.DropConnections()
         self._stub.forget_session()
@@ -267,6 +411,36 @@ class Session:
 
     def _current_time(self) -> Any:
         return vim.ServiceInstance("ServiceInstance", self._stub).CurrentTime()
+
+
+def _reach(
+    host: str, port: int, trust: Trust, *, timeout: float, legacy_tls: bool
+) -> tuple[str, Trust, VerifiedStub]:
+    """The host without brackets, how it is trusted, and a stub that speaks its version. Sends no secret."""
+    host = unbracket(host.strip())
+    if not host or not 0 < port < 1 << 16:
+        raise UsageError(f"{host!r} port {port}: a host and a port from 1 to 65535 are needed")
+    if legacy_tls:
+        trust = replace(trust, legacy_tls=True)
+    try:
+        version = negotiate_version(host, port, trust, timeout=timeout)
+    except FOREIGN as error:
+        raise translate(error, where=host_port(host, port), what="connect") from error
+    return host, trust, VerifiedStub(host, port, trust, timeout=timeout, version=version)
+
+
+def _cookie_value(cookie: Secret) -> str:
+    """The value of the session's cookie: given alone, or as a header with quotes and attributes."""
+    text = cookie.reveal().strip().partition(";")[0].strip()
+    name, equals, value = text.partition("=")
+    if equals and name.strip().removeprefix("Cookie:").strip() == _COOKIE:
+        text = value.strip()
+    text = text.strip('"')
+    if not _COOKIE_VALUE.fullmatch(text):
+        raise UsageError(
+            "what was given is no session cookie", remedy=f"give the value of {_COOKIE}, or the whole header"
+        )
+    return text
 
 
 def _in_xml(character: str) -> bool:

@@ -20,6 +20,7 @@ from pyVmomi import SoapAdapter, VmomiSupport, vmodl
 from vdkit.errors import LimitExceeded, ProtocolError, VixError
 from vdkit.net.trust import Trust
 from vdkit.vsphere.connection import VerifiedConnection
+from vdkit.wire.vim import internal
 
 #: What every vSphere since 5.5 understands; used when a server does not list its versions.
 OLDEST_VERSION: Final = "vim.version.version9"
@@ -63,6 +64,10 @@ class VerifiedStub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc]  # pyVmom
                 f"({type(error).__name__}: {error})"
             ) from error
 
+    def SerializeRequest(self, mo: Any, info: Any, args: Any) -> bytes:  # noqa: N802
+        """The name and the arguments are pyVmomi's."""
+        return internal.in_its_namespace(info.wsdlName, super().SerializeRequest(mo, info, args))
+
     def forget_session(self) -> None:
         """Send no cookie with the next call."""
         self.SetSessionId(None)
@@ -82,6 +87,9 @@ def negotiate_version(host: str, port: int, trust: Trust, *, timeout: float) -> 
         raise LimitExceeded(
             f"{host}:{port}: its list of API versions is longer than {MAX_VERSIONS_REPLY} bytes"
         )
+    if reply.status not in (http.client.OK, http.client.NOT_FOUND):
+        # Not the host, or one whose service is not up yet; what it is, the status tells.
+        raise http.client.HTTPException(f"{reply.status} {reply.reason}")
     if reply.status != http.client.OK:
         return OLDEST_VERSION
     # A regular expression on purpose: the document is flat, and an XML parser would expand entities.

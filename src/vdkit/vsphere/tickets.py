@@ -37,6 +37,8 @@ class NfcTicket:
     """SHA-1 of the data port's certificate."""
     certificate: str | None
     """The same certificate in PEM, from newer hosts."""
+    legacy_tls: bool = False
+    """True if the host was named as one that may speak TLS older than 1.2."""
 
 
 def read_ticket(session: Session, vm: VirtualMachine) -> NfcTicket:
@@ -90,4 +92,5 @@ def _ticket(session: Session, what: str, ask: Callable[[Any], Any]) -> NfcTicket
         ticket=Secret(secret),
         thumbprint=answer.sslThumbprint or None,
         certificate=certificate,
+        legacy_tls=session.legacy_tls,
     )

@@ -11,8 +11,8 @@ import string
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vdkit.errors import ProtocolError, TicketRefused, TransportError, TrustError
-from vdkit.net.connect import connect, unbracket
+from vdkit.errors import ModeUnavailable, TicketRefused, TransportError, TrustError
+from vdkit.net.connect import connect, without_zone
 from vdkit.net.deadline import Deadline
 from vdkit.net.secret import Secret
 from vdkit.net.stream import SocketStream, Stream
@@ -43,7 +43,9 @@ def open_stream(target: NfcTarget, mode: Mode, timeouts: Timeouts) -> Stream:
         with phase(target, "in the greeting"):
             greeting = _greet(raw, tls, timeouts)
         with phase(target, "in the first TLS handshake"):
-            first = TlsStream(raw, client_context(), hostname=unbracket(target.host))
+            first = TlsStream(
+                raw, client_context(legacy=target.legacy_tls), hostname=without_zone(target.host)
+            )
             first.handshake(Deadline.after(timeouts.request))
             leaf = first.peer_certificate()
             # Before the ticket is sent: a wrong peer never sees it.
@@ -85,7 +87,9 @@ def _greet(raw: SocketStream, tls: bool, timeouts: Timeouts) -> Greeting:
     line = raw.read_line(MAX_GREETING, Deadline.after(timeouts.request), "the greeting")
     greeting = parse_greeting(line)
     if tls and not greeting.tls_disk:
-        raise ProtocolError("the host does not offer disks in TLS", remedy="use the transport nbd")
+        raise ModeUnavailable(
+            "the host does not offer disks in TLS", remedy="use the transport nbd, in clear, if you may"
+        )
     return greeting
 
 
@@ -111,19 +115,42 @@ def _present_ticket(
                 f"{target.where}: the host announces another certificate than it presented: "
                 f"expected SHA-256 {presented}, announced {announced}"
             )
-    _proxy(stream, target, tls, timeouts)
+    _proxy(stream, target, greeting, tls, timeouts)
 
 
-def _proxy(stream: Stream, target: NfcTarget, tls: bool, timeouts: Timeouts) -> None:
+def _proxy(stream: Stream, target: NfcTarget, greeting: Greeting, tls: bool, timeouts: Timeouts) -> None:
     service = dialogue.proxy_service(target.service, tls=tls)
     fallback = dialogue.fallback_service(tls=tls)
     try:
         line = _ask(stream, target.ticket, dialogue.proxy_line(service), "PROXY", timeouts)
     except TicketRefused:
         if service == fallback:
+            _refuse_clear(stream, target, greeting, tls, timeouts)
             raise
-        line = _ask(stream, target.ticket, dialogue.proxy_line(fallback), "PROXY", timeouts)
+        try:
+            line = _ask(stream, target.ticket, dialogue.proxy_line(fallback), "PROXY", timeouts)
+        except TicketRefused:
+            _refuse_clear(stream, target, greeting, tls, timeouts)
+            raise
     dialogue.parse_connect(line, tls=tls)
+
+
+def _refuse_clear(
+    stream: Stream, target: NfcTarget, greeting: Greeting, tls: bool, timeouts: Timeouts
+) -> None:
+    """Whether it was the session in clear that was refused, not the ticket: one in TLS is then granted.
+
+    The connection is of no use after that. Raises ModeUnavailable if so; otherwise returns.
+    """
+    if tls or not greeting.tls_disk:
+        return
+    service = dialogue.proxy_service(target.service, tls=True)
+    try:
+        line = _ask(stream, target.ticket, dialogue.proxy_line(service), "PROXY", timeouts)
+        dialogue.parse_connect(line, tls=True)
+    except TransportError:
+        return
+    raise ModeUnavailable("the host offers disks in TLS only", remedy="use the transport nbdssl")
 
 
 def _ask(stream: Stream, ticket: Secret, line: bytes, what: str, timeouts: Timeouts) -> bytes:
@@ -140,7 +167,7 @@ def _ask(stream: Stream, ticket: Secret, line: bytes, what: str, timeouts: Timeo
 
 
 def _second_session(raw: SocketStream, target: NfcTarget, leaf: bytes, timeouts: Timeouts) -> TlsStream:
-    stream = TlsStream(raw, client_context(), hostname=unbracket(target.host))
+    stream = TlsStream(raw, client_context(legacy=target.legacy_tls), hostname=without_zone(target.host))
     stream.handshake(Deadline.after(timeouts.request))
     second = stream.peer_certificate() or b""
     if not hmac.compare_digest(leaf, second):

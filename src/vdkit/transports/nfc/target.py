@@ -43,7 +43,7 @@ class NfcTarget:
     """A disk and the ticket that opens it, once.
 
     ``service``, ``thumbprint`` (SHA-1) and ``certificate`` (PEM) are those of the ticket; one of the two pins
-    is needed. ``path``: a datastore path such as ``[ds] vm/vm.vmdk``.
+    is needed. ``path``: a datastore path such as ``[ds] vm/vm.vmdk``. ``legacy_tls``: as in ``Trust``.
     """
 
     host: str
@@ -53,6 +53,7 @@ class NfcTarget:
     thumbprint: str | None
     certificate: str | None
     path: str
+    legacy_tls: bool = False
 
     @property
     def where(self) -> str:
