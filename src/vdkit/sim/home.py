@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: Called at the start of every operation, and before every merge of a consolidation, with the event's name
 #: and the machine. It may sleep (slow storage) or raise a ModelFault (the operation fails there). Events:
 #: createMachine powerOn powerOff reconfigure destroy createSnapshot stun removeSnapshot consolidate
-#: revertSnapshot.
+#: revertSnapshot relocate.
 Hook = Callable[[str, "Machine"], None]
 
 

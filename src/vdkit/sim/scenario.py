@@ -43,6 +43,9 @@ class Scenario:
     #: Objects in one answer of RetrievePropertiesEx; None for no limit of the host's own.
     page_objects: int | None = DEFAULT_PAGE_OBJECTS
 
+    #: Names of machines that a storage vMotion moves: a RelocateVM_Task of theirs runs meanwhile.
+    relocating: frozenset[str] = frozenset()
+
     # -- snapshots
     #: Seconds that each merge of a consolidation takes.
     consolidation_seconds: float = 0.0

@@ -263,19 +263,10 @@ def _remove_after(
 
 def _wait_for_creation(session: Session, vm: VirtualMachine, *, deadline: float) -> None:
     until = time.monotonic() + deadline
-    row = of_one(session, vim.VirtualMachine, vm.moref, ("recentTask",), f"look at the tasks of {vm.name}")
-    for task in row.get("recentTask", ()):
-        while time.monotonic() < until:
-            try:
-                state = of_one(
-                    session, vim.Task, task._GetMoId(), ("info.state", "info.descriptionId"), "look at a task"
-                )
-            except ObjectNotFound:
-                break
-            act = str(state.get("info.descriptionId", "")).rsplit(".", 1)[-1].lower()
-            if str(state.get("info.state")) not in ("queued", "running") or "createsnapshot" not in act:
-                break
-            session.sleep(BUSY_FIRST)
+    while time.monotonic() < until and any(
+        "createsnapshot" in task.act for task in tasks.running(session, vm)
+    ):
+        session.sleep(BUSY_FIRST)
 
 
 def _left_behind(session: Session, vm: VirtualMachine, name: str, moref: str, error: VixError) -> str:

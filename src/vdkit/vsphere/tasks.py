@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pyVmomi import vim
 
 from vdkit.block.workers import CancelToken
-from vdkit.errors import Cancelled, TaskFailed
+from vdkit.errors import Cancelled, ObjectNotFound, TaskFailed
 from vdkit.vsphere.faults import translate
+from vdkit.vsphere.model import VirtualMachine
 from vdkit.vsphere.properties import of_one
 from vdkit.vsphere.session import Session
 
@@ -26,6 +28,34 @@ POLL_GROWTH: Final = 1.5
 LONGEST_POLL: Final = 2.0
 
 _PATHS: Final = ("info.state", "info.progress", "info.error", "info.result")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A task of a machine that has not ended. ``act`` is what it does, lower case: ``removesnapshot``."""
+
+    moref: str
+    act: str
+    percent: int | None
+
+
+def running(session: Session, vm: VirtualMachine) -> list[Running]:
+    """The tasks of a machine that wait or are at work now."""
+    row = of_one(session, vim.VirtualMachine, vm.moref, ("recentTask",), f"look at the tasks of {vm.name}")
+    found = (_look(session, task._GetMoId()) for task in row.get("recentTask", ()))
+    return [task for task in found if task is not None]
+
+
+def _look(session: Session, moref: str) -> Running | None:
+    paths = ("info.state", "info.descriptionId", "info.progress")
+    try:
+        row = of_one(session, vim.Task, moref, paths, "look at a task")
+    except ObjectNotFound:
+        return None  # it has been forgotten, hence has ended
+    if str(row.get("info.state")) not in ("queued", "running"):
+        return None
+    act = str(row.get("info.descriptionId", "")).rsplit(".", 1)[-1].lower().removesuffix("_task")
+    return Running(moref, act, row.get("info.progress"))
 
 
 def run(

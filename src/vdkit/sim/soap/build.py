@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vdkit.sim.faults import ManagedObjectNotFound
+from vdkit.sim.soap.authorization import AuthorizationManager
 from vdkit.sim.soap.entities import BY_KIND, Folder
 from vdkit.sim.soap.objects import Managed
 from vdkit.sim.soap.placing import MachineFolder
@@ -27,6 +28,7 @@ def populate(world: World) -> None:
     world.add(ViewManager(named("viewManager"), world))
     world.add(SearchIndex(named("searchIndex"), world))
     world.add(FileManager(named("fileManager"), world))
+    world.add(AuthorizationManager(named("authorizationManager"), world))
     world.add(VirtualDiskManager(named("virtualDiskManager"), world))
     world.add(NfcService(named("nfcService"), world))
     for entity in inventory.entities:

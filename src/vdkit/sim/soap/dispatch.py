@@ -11,6 +11,7 @@ from pyVmomi import VmomiSupport, vim
 
 from vdkit.errors import UsageError
 from vdkit.sim.soap import codec
+from vdkit.sim.soap.authorization import method_disabled
 from vdkit.sim.soap.faults import (
     as_fault,
     invalid_argument,
@@ -71,6 +72,7 @@ class Dispatcher:
         session = self._world.sessions.of_cookie(cookie)
         if session is None and not _anonymous(request):
             raise not_authenticated(request.target)
+        self._world.relocations.follow()
         managed = self._world.find(request.target, session)
         if managed is None:
             raise not_found(request.target)
@@ -79,14 +81,14 @@ class Dispatcher:
         handler = managed.method(request.name)
         if handler is None:
             raise method_not_found(request.target, request.name)
-        self._check(request)
+        self._check(request, managed)
         value = handler(Call(session or _NOBODY, request.arguments, client, cookies))
         if session is not None:
             # A call that waited for long has kept its session alive.
             self._world.sessions.touch(session)
         return value, request.method.result, request.method.resultFlags
 
-    def _check(self, request: codec.Request) -> None:
+    def _check(self, request: codec.Request, managed: Managed) -> None:
         scenario = self._world.scenario
         method = request.method
         privilege = method.privId
@@ -96,6 +98,8 @@ class Dispatcher:
                 object=request.target,
                 privilegeId=privilege,
             )
+        for source in self._world.disabled.sources(managed.key, request.name):
+            raise method_disabled(source)
         named = scenario.call_errors.get(request.name)
         if named is not None:
             raise fault_named(named)

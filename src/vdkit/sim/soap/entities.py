@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pyVmomi import vim
 
 from vdkit.sim.inventory import Entity
+from vdkit.sim.soap.authorization import as_methods
 from vdkit.sim.soap.faults import reference
 from vdkit.sim.soap.objects import Managed, prop
 
@@ -40,6 +41,10 @@ class ManagedEntity(Managed):
     @prop("recentTask")
     def recent_task(self) -> list[Any]:
         return self.world.tasks.recent_of(self)
+
+    @prop("disabledMethod")
+    def disabled_methods(self) -> list[Any]:
+        return as_methods(self.world.disabled.of(self.key))
 
     @prop("effectiveRole")
     def effective_role(self) -> list[int]:

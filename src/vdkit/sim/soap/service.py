@@ -31,6 +31,7 @@ MANAGERS = {
     "fileManager": ("ha-nfc-file-manager", "FileManager"),
     "virtualDiskManager": ("ha-vdiskmanager", "virtualDiskManager"),
     "nfcService": ("ha-nfc-service", "nfcService"),
+    "authorizationManager": ("ha-authmgr", "AuthorizationManager"),
 }
 
 
@@ -64,6 +65,7 @@ class ServiceInstance(Managed):
             taskManager=vim.TaskManager(self._id("taskManager")),
             searchIndex=vim.SearchIndex(self._id("searchIndex")),
             fileManager=vim.FileManager(self._id("fileManager")),
+            authorizationManager=vim.AuthorizationManager(self._id("authorizationManager")),
             virtualDiskManager=vim.VirtualDiskManager(self._id("virtualDiskManager")),
         )
 

@@ -54,6 +54,11 @@ class Task(Managed):
         self._complete_time: datetime | None = None
 
     @property
+    def started_by(self) -> str:
+        """WSDL name of the method that started it."""
+        return self._method
+
+    @property
     def done(self) -> bool:
         return self.state in ("success", "error")
 
@@ -81,11 +86,7 @@ class Task(Managed):
             pause.wait(min(_STEP, seconds))
 
     def run(self) -> None:
-        with self._lock:
-            self.state = "running"
-            self._start_time = self._world.clock.now()
-            self._progress = 0
-        self._world.changes.bump()
+        self.begin()
         try:
             self._world.before_task(self, self._method)
             result, error = self._work(self), None
@@ -96,6 +97,21 @@ class Task(Managed):
             self._result, self._error = result, error
             self.state = "error" if error is not None else "success"
             self._progress = None if error is not None else 100
+            self._complete_time = self._world.clock.now()
+        self._world.changes.bump()
+
+    def begin(self) -> None:
+        """Running, without any work of its own, until :meth:`end`."""
+        with self._lock:
+            self.state = "running"
+            self._start_time = self._world.clock.now()
+            self._progress = 0
+        self._world.changes.bump()
+
+    def end(self) -> None:
+        with self._lock:
+            self.state = "success"
+            self._progress = 100
             self._complete_time = self._world.clock.now()
         self._world.changes.bump()
 
@@ -157,27 +173,46 @@ class TaskManager(Managed):
     def start(self, method: str, entity: Managed, user: str, work: Work, *, exclusive: bool = True) -> Any:
         """Queue work and return the task's reference; ``exclusive`` refuses a second one on one entity."""
         with self._lock:
-            for other in self._tasks.values() if exclusive else ():
-                if not other.done and other.entity.key == entity.key:
-                    text = "Another task is already in progress."
-                    raise vim.fault.TaskInProgress(msg=text, task=other.ref)
-            self._count += 1
-            moid = self._world.task_id(self._count, method, entity)
-            task = Task(moid, method, entity, user, self._world, work)
-            self._tasks[task.moid] = task
-            self._order.append(task.moid)
-            self._forget_old()
+            for other in self._unfinished_of(entity) if exclusive else ():
+                text = "Another task is already in progress."
+                raise vim.fault.TaskInProgress(msg=text, task=other.ref)
+            task = self._add(method, entity, user, work)
         self._workers.submit(task.run)
         self._world.changes.bump()
         return task.ref
+
+    def hold(self, method: str, entity: Managed, user: str) -> Task | None:
+        """A task that runs until it is told to end; None while another one is at work on the entity."""
+        with self._lock:
+            if self._unfinished_of(entity):
+                return None
+            task = self._add(method, entity, user, lambda _task: None)
+            task.begin()
+        return task
+
+    def _add(self, method: str, entity: Managed, user: str, work: Work) -> Task:
+        self._count += 1
+        moid = self._world.task_id(self._count, method, entity)
+        task = Task(moid, method, entity, user, self._world, work)
+        self._tasks[task.moid] = task
+        self._order.append(task.moid)
+        self._forget_old()
+        return task
+
+    def _unfinished_of(self, entity: Managed) -> list[Task]:
+        return [task for task in self._tasks.values() if not task.done and task.entity.key == entity.key]
 
     def _forget_old(self) -> None:
         while len(self._order) > KEPT and self._tasks[self._order[0]].done:
             del self._tasks[self._order.popleft()]
 
-    def recent_of(self, entity: Managed) -> list[Any]:
+    def of(self, entity: Managed) -> list[Task]:
+        """The tasks of an entity that have not ended."""
         with self._lock:
-            return [t.ref for t in self._tasks.values() if not t.done and t.entity.key == entity.key]
+            return self._unfinished_of(entity)
+
+    def recent_of(self, entity: Managed) -> list[Any]:
+        return [task.ref for task in self.of(entity)]
 
     def stop(self) -> None:
         """Wait for the tasks at work; the changes have been closed, so those that take time give up."""

@@ -12,15 +12,15 @@ from vdkit.sim.inventory import Entity
 from vdkit.sim.machine import Machine
 from vdkit.sim.snapshot import Snapshot
 from vdkit.sim.soap import reconfigure, vmconfig
-from vdkit.sim.soap.entities import ManagedEntity
 from vdkit.sim.soap.objects import Call, Managed, call, prop
+from vdkit.sim.soap.relocation import Relocatable
 from vdkit.sim.soap.world import fault_named
 
 if TYPE_CHECKING:
     from vdkit.sim.soap.world import World
 
 
-class VirtualMachine(ManagedEntity):
+class VirtualMachine(Relocatable):
     """A view of the model's machine; it holds nothing itself, so a new one is made for every look."""
 
     kind = "VirtualMachine"

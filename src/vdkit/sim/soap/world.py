@@ -16,10 +16,12 @@ from vdkit.sim.home import Hook
 from vdkit.sim.inventory import Inventory
 from vdkit.sim.machine import Machine
 from vdkit.sim.scenario import Scenario
+from vdkit.sim.soap.authorization import DisabledMethods
 from vdkit.sim.soap.changes import Changes
 from vdkit.sim.soap.collector import PropertyCollector
 from vdkit.sim.soap.faults import invalid_argument, system_error
 from vdkit.sim.soap.objects import Client, Managed
+from vdkit.sim.soap.relocation import Relocations
 from vdkit.sim.soap.sessions import Session, SessionManager, Sessions
 from vdkit.sim.soap.tasks import Task, TaskManager
 from vdkit.sim.tickets import TicketBox
@@ -47,6 +49,8 @@ class World:
         self.user = user
         self.password = password
         self.changes = Changes()
+        self.disabled = DisabledMethods()
+        self.relocations = Relocations(self)
         self.sessions = Sessions(inventory.clock, scenario.session_idle_seconds)
         self.address = ""
         self.data_port = 0

@@ -1,8 +1,10 @@
-"""The calls that hand out data-port tickets: ``RetrieveInternalContent`` and ``NfcService``.
+"""Calls that the published API lacks: data-port tickets, and methods disabled for one object.
 
-They are not in the published API, so pyVmomi's tables do not have them; :func:`register` adds them, under
-the namespace ``urn:vim25`` that the kit itself uses for them. Source of names, parameters and replies: our
-NFC specification, sections 2 and 14.3.
+pyVmomi's tables do not have them; :func:`register` adds them. ``RetrieveInternalContent`` and ``NfcService``
+go under the namespace ``urn:vim25`` that the kit itself uses for them. Source of names, parameters and
+replies: our NFC specification, sections 2 and 14.3. ``DisableMethods`` and ``EnableMethods`` of the
+AuthorizationManager go under ``urn:internalvim25``; source: govmomi's
+``object/authorization_manager_internal.go`` (Apache-2.0).
 
 How a client asks for a ticket::
 
@@ -15,6 +17,7 @@ How a client asks for a ticket::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pyVmomi import VmomiSupport, vim
@@ -71,6 +74,37 @@ _NFC_METHODS = (
         None,
     ),
 )
+_AUTHORIZATION = "vim.InternalAuthorizationManager"
+_DISABLED_METHOD = "vim.DisabledMethodRequest"
+#: The namespace of the calls of :data:`_AUTHORIZATION_METHODS` on the wire.
+INTERNAL_NAMESPACE = "urn:internalvim25"
+_ENTITIES = ("entity", "vim.ManagedEntity[]", _SINCE, 0, None)
+_SOURCE = ("sourceId", "string", _SINCE, 0, None)
+_AUTHORIZATION_METHODS = (
+    (
+        "disableMethods",
+        "DisableMethods",
+        _SINCE,
+        (
+            _ENTITIES,
+            ("method", f"{_DISABLED_METHOD}[]", _SINCE, 0, None),
+            _SOURCE,
+            ("sessionScope", "boolean", _SINCE, _PROPERTY_FLAGS_OPTIONAL, None),
+        ),
+        (0, "void", "void"),
+        "Global.DisableMethods",
+        None,
+    ),
+    (
+        "enableMethods",
+        "EnableMethods",
+        _SINCE,
+        (_ENTITIES, ("method", "string[]", _SINCE, 0, None), _SOURCE),
+        (0, "void", "void"),
+        "Global.EnableMethods",
+        None,
+    ),
+)
 _INSTANCE_METHODS = (
     (
         "retrieveInternalContent",
@@ -108,6 +142,21 @@ def register() -> None:
             None,
             _INSTANCE_METHODS,
         )
+        VmomiSupport.CreateDataType(
+            _DISABLED_METHOD,
+            "DisabledMethodRequest",
+            "vmodl.DynamicData",
+            _SINCE,
+            (("method", "string", _SINCE, 0), ("reasonId", "string", _SINCE, _PROPERTY_FLAGS_OPTIONAL)),
+        )
+        VmomiSupport.CreateManagedType(
+            _AUTHORIZATION,
+            "InternalAuthorizationManager",
+            "vmodl.ManagedObject",
+            _SINCE,
+            None,
+            _AUTHORIZATION_METHODS,
+        )
         _tolerate_unknown_fields(VmomiSupport.GetWsdlType(NAMESPACE, "InternalServiceInstanceContent"))
 
 
@@ -120,6 +169,37 @@ def retrieve_internal_content(stub: Any) -> Any:
     method = VmomiSupport.GetWsdlMethod(NAMESPACE, "RetrieveInternalContent").info
     # The call is made on the public service instance, although our table lists it under another type.
     return stub.InvokeMethod(vim.ServiceInstance("ServiceInstance", stub), method, [])
+
+
+def disable_methods(
+    stub: Any, manager: Any, entities: Sequence[Any], methods: Sequence[str], source: str
+) -> None:
+    """Let nobody call ``methods`` (WSDL names) on ``entities`` until ``source`` enables them again.
+
+    ``manager`` is the host's AuthorizationManager. Raises what pyVmomi raises for a call.
+    """
+    register()
+    request = VmomiSupport.GetWsdlType(NAMESPACE, "DisabledMethodRequest")
+    info = VmomiSupport.GetWsdlMethod(NAMESPACE, "DisableMethods").info
+    wanted = [request(method=name, reasonId="") for name in methods]
+    stub.InvokeMethod(manager, info, [list(entities), wanted, source, False])
+
+
+def enable_methods(
+    stub: Any, manager: Any, entities: Sequence[Any], methods: Sequence[str], source: str
+) -> None:
+    """Undo what ``source`` disabled; what others did stays."""
+    register()
+    info = VmomiSupport.GetWsdlMethod(NAMESPACE, "EnableMethods").info
+    stub.InvokeMethod(manager, info, [list(entities), list(methods), source])
+
+
+def in_its_namespace(method: str, request: bytes) -> bytes:
+    """A serialised request under the namespace of its method, which pyVmomi does not tell apart."""
+    if method not in {name for _, name, *_ in _AUTHORIZATION_METHODS}:
+        return request
+    ours = f'<{method} xmlns="{NAMESPACE}">'.encode()
+    return request.replace(ours, f'<{method} xmlns="{INTERNAL_NAMESPACE}">'.encode(), 1)
 
 
 def content_type() -> Any:
