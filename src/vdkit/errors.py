@@ -38,6 +38,7 @@
     │   ├── TicketRefused            13   FILE_ACCESS_ERROR      the host did not accept the ticket
     │   ├── ProtocolError         14006   HOST_NETBLKDEV_HANDSHAKE  the peer broke the protocol
     │   ├── TooManyConnections     1002   TOO_MANY_HANDLES       as many to this host as it bears, or we allow
+    │   ├── ModeUnavailable          13   FILE_ACCESS_ERROR      not in this transport mode; another may do
     │   └── HostError                 1   FAIL                   the host answered with an error of its own
     │       ├── HostAccessDenied     13   FILE_ACCESS_ERROR
     │       ├── HostFileLocked       15   FILE_ALREADY_LOCKED
@@ -275,6 +276,10 @@ class TooManyConnections(TransportError):
     # Others end: the same may work a little later.
     code = VixCode(1002, "TOO_MANY_HANDLES")
     retryable = True
+
+
+class ModeUnavailable(TransportError):
+    code = VixCode(13, "FILE_ACCESS_ERROR")
 
 
 class HostError(TransportError):

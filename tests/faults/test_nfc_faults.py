@@ -27,6 +27,7 @@ from vdkit.errors import (
     HostError,
     HostFileLocked,
     HostOutOfMemory,
+    ModeUnavailable,
     ProtocolError,
     TicketRefused,
     TransportError,
@@ -44,7 +45,7 @@ SHORT = Timeouts(connect=5, request=0.3, read=0.3, write=0.3, close=0.3)
 OPENING: dict[str, tuple[NfcFaults, type[TransportError], str, str]] = {
     "no nfcssl": (
         NfcFaults(greeting_without_nfcssl=True),
-        ProtocolError,
+        ModeUnavailable,
         "use the transport nbd",
         "greeting",
     ),
