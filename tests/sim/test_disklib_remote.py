@@ -13,12 +13,13 @@ from vdkit.block.compare import compare
 from vdkit.block.copy import copy
 from vdkit.block.memory import MemoryDevice
 from vdkit.disklib.connection import ConnectParams, connect, connection_of
-from vdkit.disklib.modes import choose_mode
+from vdkit.disklib.modes import choose_modes
 from vdkit.disklib.remote import Retry, open_remote
 from vdkit.errors import (
     Closed,
     HostFileLocked,
     LoginFailed,
+    ModeUnavailable,
     NotFound,
     NotSupported,
     ReadOnly,
@@ -140,7 +141,7 @@ def test_what_cannot_be_opened(simulated_host: SimulatedHost, session: Session) 
     path = "[datastore1] vm1/vm1.vmdk"
     cases: list[tuple[type[VixError], dict[str, object], str]] = [
         (NotSupported, {"single_link": True}, "local file"),
-        (NotSupported, {"transport_modes": "san:hotadd"}, "nbdssl"),
+        (ModeUnavailable, {"transport_modes": "san:hotadd"}, "nbdssl"),
         (UsageError, {"transport_modes": "nfs"}, "known"),
     ]
     for kind, arguments, part in cases:
@@ -169,5 +170,6 @@ def test_a_failed_login_leaves_nothing(simulated_host: SimulatedHost) -> None:
 
 
 def test_modes() -> None:
-    assert choose_mode("file:san:hotadd:nbdssl:nbd") == "nbdssl"
-    assert choose_mode("nbd:nbdssl") == "nbd"
+    assert choose_modes("file:san:hotadd:nbdssl:nbd").mode == "nbdssl"
+    assert choose_modes("nbd:nbdssl").mode == "nbd"
+    assert choose_modes(None).mode == "nbdssl"

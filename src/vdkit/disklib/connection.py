@@ -24,7 +24,7 @@ from vdkit.disklib.filehandle import open_file_handle
 from vdkit.disklib.handle import DiskHandle, Progress
 from vdkit.disklib.hosted import CreateParams
 from vdkit.disklib.info import remote_info
-from vdkit.disklib.modes import DEFAULT_MODES, choose_mode
+from vdkit.disklib.modes import open_in_modes, subject_of
 from vdkit.disklib.remote import Retry, open_remote
 from vdkit.errors import ChainError, Closed, NotSupported, UsageError
 from vdkit.net.secret import Secret
@@ -86,7 +86,7 @@ class Connection:
         read_only: bool = True,
         single_link: bool = False,
         unbuffered: bool = False,
-        transport_modes: str = DEFAULT_MODES,
+        transport_modes: str | None = None,
         compression: Compression = "none",
         allow_paths: Sequence[str] = (),
         ignore_journal: bool = False,
@@ -100,7 +100,9 @@ class Connection:
         parents out; ``unbuffered`` goes past the page cache where the file system can, and the handle's
         ``notes`` say where it cannot. Remote: a datastore path of the connection's machine, as its
         configuration or that of a snapshot names it; ``transport_modes`` is VixDiskLib's list, tried in
-        order. Raises NotFound, NotSupported, and what the transport raises.
+        order, None the default for where we run; the handle says which it became, and its ``notes`` which
+        failed before. Raises NotFound, NotSupported, ModeUnavailable if no mode can be used, and what the
+        transport raises.
         """
         if flags is not None:
             if not read_only or single_link or unbuffered or compression != "none":
@@ -126,20 +128,30 @@ class Connection:
             )
         if flags is not None:
             compression = compression_name(flags)
-        mode = choose_mode(transport_modes)
-        device = open_remote(
+        open_one = partial(
+            open_remote,
             self._session,
             self._vm,
             path,
             writable=not read_only,
-            mode=mode,
             compression=compression,
             retry=retry or Retry(),
             timeouts=self._timeouts,
             cancel=cancel,
         )
+        opened = open_in_modes(
+            transport_modes,
+            subject_of(self._vm, path, writable=not read_only),
+            lambda mode: open_one(mode=mode),
+        )
         known = next((d for d in self._vm.disks if path == d.file or path in d.parents), None)
-        return DiskHandle(device, mode, path, describe=partial(remote_info, disk=known, path=path))
+        return DiskHandle(
+            opened.device,
+            opened.mode,
+            path,
+            describe=partial(remote_info, disk=known, path=path),
+            notes=opened.notes,
+        )
 
     # -- whole local disks -----------------------------------------------------------------------
 
