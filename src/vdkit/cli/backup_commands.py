@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vdkit.cli.options import (
-    CaFileOption,
-    ConfigOption,
-    HostFlags,
-    HostOption,
-    JsonOption,
-    PasswordFdOption,
-    PasswordFileOption,
-    ThumbprintOption,
-    UserOption,
-)
+from vdkit.cli.options import HostFlags, JsonOption, host_options
 from vdkit.cli.output import human_size, job_observer, print_json, print_note, print_table, print_text
 from vdkit.errors import ExitCode, PointNotFound, UsageError
 
@@ -44,6 +34,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("restore")(restore)
 
 
+@host_options
 def backup(
     machine: Annotated[str, typer.Argument(metavar="VM", help="Name, inventory path, moref or UUID.")],
     to: Annotated[
@@ -70,13 +61,8 @@ def backup(
     ] = False,
     mode: ModeOption = "nbdssl",
     compression: CompressionOption = "none",
-    host: HostOption = None,
-    user: UserOption = None,
-    password_file: PasswordFileOption = None,
-    password_fd: PasswordFdOption = None,
-    thumbprint: ThumbprintOption = None,
-    ca_file: CaFileOption = None,
-    config: ConfigOption = None,
+    *,
+    flags: HostFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Make a restore point of a virtual machine: full at first, then what changed block tracking names.
@@ -88,7 +74,7 @@ def backup(
 
     repository = _repository(to, create=True)
     with (
-        HostFlags(host, user, password_file, password_fd, thumbprint, ca_file, config).login() as session,
+        flags.login() as session,
         job_observer(as_json=as_json) as observer,
     ):
         result = backup_machine(
@@ -180,6 +166,7 @@ def verify(
         )
 
 
+@host_options
 def restore(
     repository: RepositoryArgument,
     point: Annotated[str, typer.Argument(help="A point's id (or its start), or latest.")],
@@ -199,13 +186,8 @@ def restore(
     verify: Annotated[bool, typer.Option("--verify", help="Read back what was written and compare.")] = False,
     mode: ModeOption = "nbdssl",
     compression: CompressionOption = "none",
-    host: HostOption = None,
-    user: UserOption = None,
-    password_file: PasswordFileOption = None,
-    password_fd: PasswordFdOption = None,
-    thumbprint: ThumbprintOption = None,
-    ca_file: CaFileOption = None,
-    config: ConfigOption = None,
+    *,
+    flags: HostFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Restore a point to a new virtual machine (left powered off) or one of its disks to a file.
@@ -227,7 +209,6 @@ def restore(
             from vdkit.jobs.restore import restore_machine
 
             assert to is not None
-            flags = HostFlags(host, user, password_file, password_fd, thumbprint, ca_file, config)
             with flags.login() as session:
                 result = restore_machine(
                     session,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -36,7 +39,30 @@ ThumbprintOption = Annotated[
 ]
 CaFileOption = Annotated[
     str | None,
-    typer.Option("--ca-file", help="Certificate authorities to trust [VDKIT_CA_FILE, GOVC_TLS_CA_CERTS]."),
+    typer.Option(
+        "--ca-file",
+        help="Certificate authorities to trust: a file, or 'system' [VDKIT_CA_FILE, GOVC_TLS_CA_CERTS].",
+    ),
+]
+KnownHostsOption = Annotated[
+    str | None,
+    typer.Option("--known-hosts", help="File of hosts that are trusted [VDKIT_KNOWN_HOSTS]."),
+]
+CookieFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cookie-file",
+        help="File with the cookie of an open session, in place of user and password [VDKIT_COOKIE_FILE].",
+    ),
+]
+CookieFdOption = Annotated[
+    int | None, typer.Option("--cookie-fd", help="Open descriptor to read that cookie from.", min=0)
+]
+LegacyTlsOption = Annotated[
+    bool,
+    typer.Option(
+        "--legacy-tls", help="Allow TLS older than 1.2, for an old host; unsafe [VDKIT_LEGACY_TLS]."
+    ),
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (TOML) [VDKIT_CONFIG].")
@@ -46,15 +72,22 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 @dataclass(frozen=True)
 class HostFlags:
-    """The flags that say which host; they end here and become :class:`HostSettings`."""
+    """The flags that say which host; they end here and become :class:`HostSettings`.
 
-    host: str | None
-    user: str | None
-    password_file: Path | None
-    password_fd: int | None
-    thumbprint: str | None
-    ca_file: str | None
-    config: Path | None
+    A command that takes them has a parameter ``flags`` and the decorator :func:`host_options`.
+    """
+
+    host: HostOption = None
+    user: UserOption = None
+    password_file: PasswordFileOption = None
+    password_fd: PasswordFdOption = None
+    thumbprint: ThumbprintOption = None
+    ca_file: CaFileOption = None
+    config: ConfigOption = None
+    known_hosts: KnownHostsOption = None
+    cookie_file: CookieFileOption = None
+    cookie_fd: CookieFdOption = None
+    legacy_tls: LegacyTlsOption = False
 
     def resolve(self) -> HostSettings:
         settings = Settings(current_environment(), self.config)
@@ -64,6 +97,9 @@ class HostFlags:
             thumbprint=self.thumbprint,
             ca_file=self.ca_file,
             password=self._password(),
+            cookie=self._cookie(),
+            known_hosts=self.known_hosts,
+            legacy_tls=self.legacy_tls,
         )
         for warning in settings.warnings:
             print_note(f"warning: {warning}")
@@ -74,6 +110,8 @@ class HostFlags:
         from vdkit.vsphere.session import Session
 
         found = self.resolve()
+        if found.cookie is not None:
+            return Session.from_cookie(found.host, found.port, found.cookie, found.trust)
         password = found.password or ask_password(found.user, found.host)
         return Session.login(found.host, found.port, found.user, password, found.trust)
 
@@ -83,3 +121,43 @@ class HostFlags:
         if self.password_file is not None:
             return read_password_file(self.password_file)
         return None
+
+    def _cookie(self) -> Secret | None:
+        if self.cookie_fd is not None:
+            return read_password_descriptor(self.cookie_fd, "cookie descriptor")
+        if self.cookie_file is not None:
+            return read_password_file(self.cookie_file, "cookie file")
+        return None
+
+
+def host_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of :class:`HostFlags` in place of its parameter ``flags``."""
+    hints = get_type_hints(function, include_extras=True)
+    own = get_type_hints(HostFlags, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name != "flags":
+            # By keyword, so that those with a default may stand before those without.
+            parameters.append(
+                parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            )
+            continue
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=own[field.name],
+            )
+            for field in fields(HostFlags)
+        ]
+
+    @functools.wraps(function)
+    def command(**given: Any) -> None:
+        flags = HostFlags(**{field.name: given.pop(field.name) for field in fields(HostFlags)})
+        function(**given, flags=flags)
+
+    shown: Any = command
+    shown.__signature__ = inspect.Signature(parameters)
+    shown.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command

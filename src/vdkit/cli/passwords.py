@@ -1,4 +1,4 @@
-"""Passwords from a file, a descriptor or a prompt: never from the command line's arguments."""
+"""Passwords and session cookies from a file, a descriptor or a prompt: never from arguments."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from vdkit.net.secret import Secret
 MAX_PASSWORD_BYTES = 4096
 
 
-def read_password_file(path: Path) -> Secret:
+def read_password_file(path: Path, what: str = "password file") -> Secret:
     """The first line of ``path``, which only its owner may be able to read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise UsageError(f"password file {path}: {error.strerror}") from error
+        raise UsageError(f"{what} {path}: {error.strerror}") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"password file {path}: not a regular file")
+            raise UsageError(f"{what} {path}: not a regular file")
         if status.st_mode & 0o077:
             raise UsageError(
-                f"password file {path}: others can read it (mode {status.st_mode & 0o777:04o})",
+                f"{what} {path}: others can read it (mode {status.st_mode & 0o777:04o})",
                 remedy=f"run: chmod 600 {path}",
             )
-        return _first_line(descriptor, f"password file {path}")
+        return _first_line(descriptor, f"{what} {path}")
     finally:
         os.close(descriptor)
 
 
-def read_password_descriptor(descriptor: int) -> Secret:
-    """The first line that can be read from an open descriptor (``--password-fd``)."""
-    return _first_line(descriptor, f"password descriptor {descriptor}")
+def read_password_descriptor(descriptor: int, what: str = "password descriptor") -> Secret:
+    """The first line that can be read from an open descriptor (``--password-fd``, ``--cookie-fd``)."""
+    return _first_line(descriptor, f"{what} {descriptor}")
 
 
 def ask_password(user: str, host: str) -> Secret:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from vdkit.cli.passwords import read_password_file
 from vdkit.errors import UsageError
+from vdkit.net.connect import host_port
 from vdkit.net.secret import Secret
 
 if TYPE_CHECKING:
@@ -23,18 +24,34 @@ DEFAULT_PORT = 443
 #: A configuration or known-hosts file larger than this is not one.
 MAX_CONFIG_BYTES = 1 << 20
 
-_KEYS = frozenset({"host", "port", "user", "password_file", "thumbprint", "ca_file", "repository"})
+_KEYS = frozenset(
+    {
+        "host",
+        "port",
+        "user",
+        "password_file",
+        "cookie_file",
+        "thumbprint",
+        "ca_file",
+        "known_hosts",
+        "legacy_tls",
+        "repository",
+    }
+)
+_YES = frozenset({"1", "true", "yes", "on"})
+_NO = frozenset({"0", "false", "no", "off"})
 
 
 @dataclass(frozen=True)
 class HostSettings:
-    """Everything needed to log in to one host."""
+    """Everything needed to log in to one host; with a ``cookie`` neither user nor password is."""
 
     host: str
     port: int
     user: str
     password: Secret | None
     trust: Trust
+    cookie: Secret | None = None
 
 
 class Settings:
@@ -79,6 +96,9 @@ class Settings:
         thumbprint: str | None = None,
         ca_file: str | None = None,
         password: Secret | None = None,
+        cookie: Secret | None = None,
+        known_hosts: str | None = None,
+        legacy_tls: bool = False,
     ) -> HostSettings:
         """The host to log in to; raises UsageError naming what is missing and how to give it."""
         address = self.text("host", host)
@@ -86,11 +106,34 @@ class Settings:
             raise UsageError("no host given", remedy="pass --host, or set VDKIT_HOST or GOVC_URL")
         name, port = split_host_port(address, int(self._port() or DEFAULT_PORT))
         account = self.text("user", user)
-        if not account:
+        # A user that is named at the command line wants to log in, whatever cookie the environment has.
+        cookie = cookie or (None if user or password else self.cookie())
+        if not account and not cookie:
             raise UsageError("no user given", remedy="pass --user, or set VDKIT_USER or GOVC_USERNAME")
-        return HostSettings(
-            name, port, account, password or self.password(), self.trust(name, port, thumbprint, ca_file)
-        )
+        trust = self.trust(name, port, thumbprint, ca_file, known_hosts)
+        if legacy_tls or self._flag("legacy_tls"):
+            trust = replace(trust, legacy_tls=True)
+            self.warnings.append(
+                f"{name}: TLS 1.0 and 1.1 with weak signatures are allowed for this host (--legacy-tls): "
+                "whoever is in between may read along"
+            )
+        if cookie:
+            return HostSettings(name, port, account or "", None, trust, cookie)
+        return HostSettings(name, port, account or "", password or self.password(), trust)
+
+    def _flag(self, key: str) -> bool:
+        text = (self.text(key) or "").strip().lower()
+        if text and text not in _YES | _NO:
+            raise UsageError(f"{key} is {text[:20]!r}", remedy="say true or false")
+        return text in _YES
+
+    def cookie(self) -> Secret | None:
+        """From ``VDKIT_COOKIE``, or the file that the environment or the configuration names."""
+        direct = self._environment.get("VDKIT_COOKIE")
+        if direct:
+            return Secret(direct)
+        named = self._environment.get("VDKIT_COOKIE_FILE") or self._config.get("cookie_file")
+        return read_password_file(Path(named), "cookie file") if named else None
 
     def _port(self) -> str | None:
         port = self.text("port")
@@ -108,14 +151,33 @@ class Settings:
         named = self._environment.get("VDKIT_PASSWORD_FILE") or self._config.get("password_file")
         return read_password_file(Path(named)) if named else None
 
-    def trust(self, host: str, port: int, thumbprint: str | None, ca_file: str | None) -> Trust:
-        """How the host's certificate is checked: pin, known hosts, or a CA file."""
+    def known_hosts(self, named: str | None = None) -> Path:
+        """Our file of known hosts: the one named, or that beside the user's configuration."""
+        found = self.text("known_hosts", named)
+        return Path(found) if found else _config_home(self._environment) / "vdkit/known_hosts"
+
+    def trust(
+        self,
+        host: str,
+        port: int,
+        thumbprint: str | None,
+        ca_file: str | None,
+        known_hosts: str | None = None,
+    ) -> Trust:
+        """How the host's certificate is checked: by a pin, a CA file, or what is known of the host.
+
+        What is said for this call wins over what is known; that over a CA file that is set for all.
+        """
+        from vdkit.net.knownhosts import KnownHosts
         from vdkit.net.trust import Trust
 
         if self._environment.get("GOVC_INSECURE", "").lower() in {"1", "true", "t"}:
             self.warnings.append("GOVC_INSECURE has no effect: certificates are always verified")
         pin = self.text("thumbprint", thumbprint)
         if pin is None and ca_file is None:
+            known = KnownHosts(self.known_hosts(known_hosts)).trust(host, port)
+            if known is not None:
+                return known
             pin = self._known_host(host, port)
         if pin is not None:
             trust = Trust.of_thumbprint(pin)
@@ -124,7 +186,14 @@ class Settings:
                     "the thumbprint is SHA-1; prefer the SHA-256 that 'vdkit fingerprint' prints"
                 )
             return trust
-        return Trust(ca_file=self.text("ca_file", ca_file))
+        authorities = self.text("ca_file", ca_file)
+        if authorities is None:
+            where = host_port(host, port)
+            raise UsageError(
+                f"{where}: nothing says how its certificate is to be checked",
+                remedy=f"run `vdkit fingerprint {where} --trust` once, or pass --thumbprint or --ca-file",
+            )
+        return Trust(ca_file=authorities)
 
     def _known_host(self, host: str, port: int) -> str | None:
         named = self._environment.get("GOVC_TLS_KNOWN_HOSTS")
@@ -132,7 +201,7 @@ class Settings:
             return None
         for line in _read_small(Path(named)).splitlines():
             fields = line.split()
-            if len(fields) == 2 and fields[0] in {f"{host}:{port}", host}:
+            if len(fields) == 2 and fields[0] in {host_port(host, port), f"{host}:{port}", host}:
                 return fields[1]
         return None
 
@@ -146,13 +215,14 @@ def split_host_port(text: str, default_port: int, *, lowest_port: int = 1) -> tu
             remedy="pass --user, and --password-file or VDKIT_PASSWORD",
         )
     if "//" in text:
-        url = urlsplit(text)
-        if not url.hostname:
-            raise UsageError(f"no host name in {text!r}")
         try:
-            return url.hostname, url.port or default_port
+            url = urlsplit(text)
+            if not url.hostname:
+                raise UsageError(f"no host name in {text!r}")
+            # RFC 6874 writes the sign before a zone as %25.
+            return unquote(url.hostname), url.port or default_port
         except ValueError as error:
-            raise UsageError(f"the port in {text!r} is not between 0 and 65535") from error
+            raise UsageError(f"{text!r} is no URL of a host with a port between 0 and 65535") from error
     if text.startswith("["):
         name, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -196,11 +266,15 @@ def _load_config(environment: Mapping[str, str], named: Path | None) -> dict[str
 def _default_config(environment: Mapping[str, str]) -> Path | None:
     if named := environment.get("VDKIT_CONFIG"):
         return Path(named)
-    home = environment.get("XDG_CONFIG_HOME") or str(Path(environment.get("HOME", "/")) / ".config")
-    for candidate in (Path(home) / "vdkit/config.toml", Path("/etc/vdkit/config.toml")):
+    for candidate in (_config_home(environment) / "vdkit/config.toml", Path("/etc/vdkit/config.toml")):
         if candidate.is_file():
             return candidate
     return None
+
+
+def _config_home(environment: Mapping[str, str]) -> Path:
+    home = environment.get("XDG_CONFIG_HOME")
+    return Path(home) if home else Path(environment.get("HOME", "/")) / ".config"
 
 
 def _read_small(path: Path) -> str:
