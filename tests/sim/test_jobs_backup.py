@@ -33,7 +33,7 @@ def test_every_point_is_the_content_at_its_snapshot(
             guest.scribble()
             wanted.append(guest.now())
             result = backup_machine(
-                session, "vm1", repository, Listener(), mode=mode, compression=compression
+                session, "vm1", repository, Listener(), modes=mode, compression=compression
             )
             assert result.warnings == result.skipped == ()
     points = repository.points()

@@ -43,7 +43,7 @@ def test_a_new_machine_has_the_content_of_the_point(
     repository, point, wanted = _backed_up(host, tmp_path / "repo")
     with session_of(host) as session:
         result = restore_machine(
-            session, repository, point, "back", Listener(), mode=mode, compression=compression, verify=True
+            session, repository, point, "back", Listener(), modes=mode, compression=compression, verify=True
         )
     assert result.machine.name == "back"
     restored = host.machine("back")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from vdkit.backup import (
@@ -36,11 +36,12 @@ from vdkit.block.copy import CopyProgress
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import RangeSet
 from vdkit.block.workers import CancelToken
+from vdkit.disklib.modes import Opened, choose_modes, open_in_modes, subject_of
 from vdkit.disklib.remote import open_remote
 from vdkit.errors import ChangeTrackingError, NotSupported, SnapshotFailed, TrackingOff, VixError
 from vdkit.jobs.hardware import facts_of
 from vdkit.jobs.observer import Observer, retry_told_to
-from vdkit.transports.nfc import CompressionName, Mode
+from vdkit.transports.nfc import CompressionName
 from vdkit.vsphere import inventory, snapshots, tracking
 from vdkit.vsphere.model import Tracking, VirtualDisk, VirtualMachine
 from vdkit.vsphere.session import Session
@@ -53,6 +54,8 @@ class BackupResult:
     point: Point
     skipped: tuple[str, ...]
     warnings: tuple[str, ...]
+    modes: Mapping[int, str] = field(default_factory=dict)
+    """The transport mode that each disk was read in, by its key."""
 
 
 def backup_machine(
@@ -66,7 +69,7 @@ def backup_machine(
     enable_tracking: bool = True,
     quiesce: bool = False,
     allow_crash_consistent: bool = False,
-    mode: Mode = "nbdssl",
+    modes: str | None = None,
     compression: CompressionName = "none",
     cancel: CancelToken | None = None,
     sleep: Callable[[float], None] = time.sleep,
@@ -75,10 +78,11 @@ def backup_machine(
 
     ``enable_tracking`` switches change tracking on where it is off, so that the next run can be incremental.
     ``quiesce`` brings the guest's file systems to rest; with ``allow_crash_consistent`` the run goes on when
-    they cannot be. Raises what the layers below raise: ObjectNotFound, RepositoryLocked, TrackingReset,
-    transport and store errors; then no point has been made, and the snapshot is gone or will be found by the
-    next run.
+    they cannot be. ``modes`` is a list of transport modes, None the default for where we run. Raises what
+    the layers below raise: ObjectNotFound, RepositoryLocked, TrackingReset, transport and store errors; then
+    no point has been made, and the snapshot is gone or will be found by the next run.
     """
+    choose_modes(modes)  # a list that cannot work is told before anything is done
     vm = inventory.find_machine(session, machine)
     if vm.instance_uuid is None:
         raise NotSupported(
@@ -94,13 +98,20 @@ def backup_machine(
             open_remote,
             session,
             vm,
-            mode=mode,
             compression=compression,
             retry=retry_told_to(observer, sleep),
             cancel=cancel,
         )
-        backup = _Run(session, vm, repository, writer, reader, observer, level, on_reset, cancel)
+        open_disk = partial(_open_disk, vm, modes, reader)
+        backup = _Run(session, vm, repository, writer, open_disk, observer, level, on_reset, cancel)
         return backup.under_snapshot(run, quiesce=quiesce, allow_crash_consistent=allow_crash_consistent)
+
+
+def _open_disk(
+    vm: VirtualMachine, modes: str | None, reader: Callable[..., BlockDevice], disk: VirtualDisk
+) -> Opened[BlockDevice]:
+    subject = subject_of(vm, disk.file, disk=disk)
+    return open_in_modes(modes, subject, lambda mode: reader(disk.file, mode=mode))
 
 
 class _Run:
@@ -112,7 +123,7 @@ class _Run:
         vm: VirtualMachine,
         repository: Repository,
         writer: PointWriter,
-        reader: Callable[[str], BlockDevice],
+        reader: Callable[[VirtualDisk], Opened[BlockDevice]],
         observer: Observer,
         level: Level,
         on_reset: ResetPolicy,
@@ -128,6 +139,7 @@ class _Run:
         self._on_reset = on_reset
         self._cancel = cancel
         self._warnings: list[str] = []
+        self._modes: dict[int, str] = {}
 
     def under_snapshot(self, run: str, *, quiesce: bool, allow_crash_consistent: bool) -> BackupResult:
         self._observer.step(f"snapshot of {self._vm.name}")
@@ -155,7 +167,7 @@ class _Run:
             if point is None:
                 raise
             self._warn(str(error))
-        return BackupResult(point, skipped, tuple(self._warnings))
+        return BackupResult(point, skipped, tuple(self._warnings), self._modes)
 
     def _read_disks(self, snapshot: str) -> tuple[str, ...]:
         with tracking.ChangeQuery(self._session, self._vm, snapshot) as query:
@@ -184,7 +196,11 @@ class _Run:
         decision, ranges = self._decide(query, key, disk)
         what = f"disk {key} ({disk.label})"
         self._observer.step(f"{what}: {decision.method.value}: {decision.reason}")
-        with self._reader(disk.file) as source:
+        opened = self._reader(disk)
+        self._modes[key] = opened.mode
+        for note in opened.notes:
+            self._observer.note(f"{what}: {note}")
+        with opened.device as source:
             record = backup_disk(
                 source,
                 self._writer,
@@ -197,7 +213,8 @@ class _Run:
                 cancel=self._cancel,
             )
         self._observer.note(
-            f"{what}: {record.read} bytes read, {record.stored} stored, {record.seconds:.1f} s"
+            f"{what}: {record.read} bytes read over {opened.mode}, {record.stored} stored, "
+            f"{record.seconds:.1f} s"
         )
 
     def _decide(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -16,13 +16,14 @@ from vdkit.block.device import BlockDevice
 from vdkit.block.extent import RangeSet
 from vdkit.block.workers import CancelToken
 from vdkit.disklib.local import RAW, save, unsave
+from vdkit.disklib.modes import Opened, choose_modes, open_in_modes, subject_of
 from vdkit.disklib.opening import open_local
 from vdkit.disklib.remote import open_remote
 from vdkit.disklib.resuming import ResumingDisk
 from vdkit.errors import ControlError, UsageError, VerifyFailed, VixError
 from vdkit.jobs.hardware import datastore_of, machine_like
 from vdkit.jobs.observer import Observer, retry_told_to
-from vdkit.transports.nfc import CompressionName, Mode
+from vdkit.transports.nfc import CompressionName
 from vdkit.vsphere import machines
 from vdkit.vsphere.model import VirtualDisk, VirtualMachine
 from vdkit.vsphere.session import Session
@@ -37,6 +38,8 @@ class RestoreResult:
 
     machine: VirtualMachine
     written: int
+    modes: Mapping[int, str] = field(default_factory=dict)
+    """The transport mode that each disk was written in, by its key in the point."""
 
 
 def restore_machine(
@@ -47,7 +50,7 @@ def restore_machine(
     observer: Observer,
     *,
     datastore: str | None = None,
-    mode: Mode = "nbdssl",
+    modes: str | None = None,
     compression: CompressionName = "none",
     verify: bool = False,
     cancel: CancelToken | None = None,
@@ -55,11 +58,13 @@ def restore_machine(
 ) -> RestoreResult:
     """Make the machine ``name`` with the disks of ``point``; it is left powered off.
 
-    ``datastore`` None means the one that the machine's first disk lay on. ``verify`` reads every disk back
-    and compares it with the point; a disk whose connection was lost on the way is compared in any case. When
-    the restore fails, the half-made machine is deleted. Raises AlreadyExists, PointInvalid, VerifyFailed,
-    transport and control errors.
+    ``datastore`` None means the one that the machine's first disk lay on; ``modes`` is a list of transport
+    modes, None the default for where we run. ``verify`` reads every disk back and compares it with the
+    point; a disk whose connection was lost on the way is compared in any case. When the restore fails, the
+    half-made machine is deleted. Raises AlreadyExists, PointInvalid, VerifyFailed, transport and control
+    errors.
     """
+    choose_modes(modes)  # a list that cannot work is told before anything is done
     where = f"point {point.id}"
     facts = point.manifest.hardware
     target = datastore or datastore_of(facts)
@@ -75,23 +80,25 @@ def restore_machine(
         made = sorted(vm.disks, key=lambda disk: disk.key)
         if not _sizes_fit(made, records):
             raise ControlError(f"{session.where}: {name}: the host made disks of other sizes than asked for")
-        open_it = partial(
+        remote = partial(
             open_remote,
             session,
             vm,
-            mode=mode,
             compression=compression,
             retry=retry_told_to(observer, sleep),
             cancel=cancel,
         )
-        written = sum(
-            _write_disk(repository, point, record, disk, open_it, observer, verify=verify, cancel=cancel)
-            for record, disk in zip(records, made, strict=True)
-        )
+        open_it = partial(_open_disk, vm, modes, remote)
+        written, used = 0, {}
+        for record, disk in zip(records, made, strict=True):
+            size, used[record.key] = _write_disk(
+                repository, point, record, disk, open_it, observer, verify=verify, cancel=cancel
+            )
+            written += size
     except BaseException as error:
         _delete(session, vm, error)
         raise
-    return RestoreResult(vm, written)
+    return RestoreResult(vm, written, used)
 
 
 def _sizes_fit(made: Sequence[VirtualDisk], records: Sequence[DiskRecord]) -> bool:
@@ -107,20 +114,23 @@ def _write_disk(
     point: Point,
     record: DiskRecord,
     disk: VirtualDisk,
-    open_it: Callable[..., ResumingDisk],
+    open_it: Callable[..., Opened[ResumingDisk]],
     observer: Observer,
     *,
     verify: bool,
     cancel: CancelToken | None,
-) -> int:
-    """Write one disk of the new machine; returns the bytes written."""
+) -> tuple[int, str]:
+    """Write one disk of the new machine; returns the bytes written and the transport mode."""
     what = f"disk {record.key} ({record.label})"
     observer.step(f"{what}: writing to {disk.file}")
 
     def tell(progress: CopyProgress) -> None:
         observer.progress(f"{what} restore", progress.done, progress.total)
 
-    with open_it(disk.file, writable=True, device_key=disk.key) as device:
+    opened = open_it(disk, writable=True, device_key=disk.key)
+    for note in opened.notes:
+        observer.note(f"{what}: {note}")
+    with opened.device as device:
         result = restore_disk(
             repository, point, record.key, device, target_is_zero=True, progress=tell, cancel=cancel
         )
@@ -131,9 +141,24 @@ def _write_disk(
         observer.note(f"{what}: the connection was lost {reopened} times: comparing what was written")
     if verify or reopened:
         observer.step(f"{what}: reading it back")
-        with open_it(disk.file) as restored:
+        with open_it(disk).device as restored:
             _check_equal(repository, point, record.key, restored, f"{what} in {disk.file}")
-    return result.written
+    return result.written, opened.mode
+
+
+def _open_disk(
+    vm: VirtualMachine,
+    modes: str | None,
+    remote: Callable[..., ResumingDisk],
+    disk: VirtualDisk,
+    *,
+    writable: bool = False,
+    device_key: int | None = None,
+) -> Opened[ResumingDisk]:
+    subject = subject_of(vm, disk.file, disk=disk, writable=writable)
+    return open_in_modes(
+        modes, subject, lambda mode: remote(disk.file, mode=mode, writable=writable, device_key=device_key)
+    )
 
 
 def restore_file(
