@@ -49,6 +49,14 @@ class Store(Protocol):
         """The store of one folder of this store."""
 
 
+@runtime_checkable
+class HostStore(Store, Protocol):
+    """A store whose files hosts also know by paths of their own."""
+
+    def own_path(self, path: str) -> str | None:
+        """An absolute path of a host as a name in this store; None if it is not in it."""
+
+
 @contextmanager
 def replacing(store: Store, name: str, beside: str) -> Iterator[None]:
     """The block makes the object ``beside``, which then takes the place of ``name`` as a whole.

@@ -55,7 +55,9 @@ COMMANDS = {
     "disk_data": ("read", "write"),
     "disk_admin": ("resize", "shrink", "defragment", "rename", "delete", "attach", "meta"),
     "disk_inspect": ("inspect",),
+    "vmfs_commands": ("vmfs",),
     "host_commands": ("vms", "fingerprint"),
+    "mode_commands": ("modes",),
     "backup_commands": ("backup", "points", "verify", "restore"),
     "sim_commands": ("sim",),
 }

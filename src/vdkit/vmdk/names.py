@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from vdkit.block.device import BlockDevice
 from vdkit.block.local import FolderStore
-from vdkit.block.store import Store
+from vdkit.block.store import HostStore, Store
 from vdkit.errors import OutsideStore
 
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.\-]*://|json:|nbd:)", re.IGNORECASE)
@@ -124,7 +124,9 @@ def allowed_folders(place: Place, allow_paths: Sequence[str]) -> list[FolderStor
 
 
 def _allowed(place: Place, name: str, allow_paths: Sequence[str], *, devices: bool = False) -> Place | None:
-    """A local file that the caller named, or one in a folder that the caller named, or below one."""
+    """A file that the caller named, or one in a folder that the caller named, or below one."""
+    if isinstance(place.store, HostStore) and allow_paths:
+        return _allowed_on_host(place.store, place, name, allow_paths)
     if not isinstance(place.store, FolderStore) or not allow_paths or _DRIVE.match(name):
         return None
     path = os.path.join(place.store.name, place.folder, name)  # noqa: PTH118  text of a descriptor, not a path yet
@@ -137,6 +139,22 @@ def _allowed(place: Place, name: str, allow_paths: Sequence[str], *, devices: bo
         elif os.path.realpath(path) == root:
             # The caller named this very file, so links on the way to it are the caller's too.
             return Place(FolderStore(posixpath.dirname(root), devices=devices), base_name(root))
+    return None
+
+
+def _allowed_on_host(store: HostStore, place: Place, name: str, allow_paths: Sequence[str]) -> Place | None:
+    """The same in a datastore: folders and files are named as in it, or by a host's absolute path."""
+    path = store.own_path(name) if name.startswith("/") else posixpath.join(place.folder, name)
+    if path is None:
+        return None
+    path = posixpath.normpath(path)
+    for allowed in allow_paths:
+        root = store.own_path(f"{allowed.rstrip('/')}/") if allowed.startswith("/") else allowed
+        if root is None or path.startswith("../"):
+            continue
+        root = posixpath.normpath(root)
+        if root == "." or path == root or path.startswith(f"{root}/"):
+            return Place(store, path)
     return None
 
 
