@@ -1,7 +1,8 @@
 """Back up one virtual machine: snapshot, changed blocks, read, commit, remove the snapshot.
 
-The order loses nothing: change ids are taken from the snapshot whose data are read (never from the running
-machine), the changes are asked for before the snapshot goes, and the point is complete before it is removed.
+The order loses nothing: on a vCenter the machine's files are kept where they are first of all; change ids are
+taken from the snapshot whose data are read (never from the running machine), the changes are asked for before
+the snapshot goes, and the point is complete before it is removed; then the machine may be moved again.
 Whatever ends the run earlier leaves the repository as it was; a snapshot that could not be removed is found
 by the next run, because its description names the repository and the point.
 """
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Final
 
 from vdkit.backup import (
     Consistency,
@@ -42,9 +44,12 @@ from vdkit.errors import ChangeTrackingError, NotSupported, SnapshotFailed, Trac
 from vdkit.jobs.hardware import facts_of
 from vdkit.jobs.observer import Observer, retry_told_to
 from vdkit.transports.nfc import CompressionName
-from vdkit.vsphere import inventory, snapshots, tracking
+from vdkit.vsphere import access, inventory, snapshots, tracking
 from vdkit.vsphere.model import Tracking, VirtualDisk, VirtualMachine
 from vdkit.vsphere.session import Session
+
+#: Snapshots of others that are named.
+_NAMED: Final = 4
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ def backup_machine(
     enable_tracking: bool = True,
     quiesce: bool = False,
     allow_crash_consistent: bool = False,
+    quiesce_timeout: float | None = None,
+    access_lock: bool = True,
     modes: str | None = None,
     compression: CompressionName = "none",
     cancel: CancelToken | None = None,
@@ -77,10 +84,12 @@ def backup_machine(
     """Make a restore point of ``machine`` (a name, a path, a moref or a UUID).
 
     ``enable_tracking`` switches change tracking on where it is off, so that the next run can be incremental.
-    ``quiesce`` brings the guest's file systems to rest; with ``allow_crash_consistent`` the run goes on when
-    they cannot be. ``modes`` is a list of transport modes, None the default for where we run. Raises what
-    the layers below raise: ObjectNotFound, RepositoryLocked, TrackingReset, transport and store errors; then
-    no point has been made, and the snapshot is gone or will be found by the next run.
+    ``quiesce`` brings the guest's file systems to rest, in ``quiesce_timeout`` seconds where the host knows
+    such a limit; with ``allow_crash_consistent`` the run goes on when they cannot be. ``access_lock``: on a
+    vCenter nobody moves the machine to other storage meanwhile; an account that may not ask for that is
+    warned, and the run goes on. ``modes`` is a list of transport modes, None the default for where we run.
+    Raises what the layers below raise: ObjectNotFound, RepositoryLocked, TrackingReset, transport and store
+    errors; then no point has been made, and the snapshot is gone or will be found by the next run.
     """
     choose_modes(modes)  # a list that cannot work is told before anything is done
     vm = inventory.find_machine(session, machine)
@@ -91,20 +100,40 @@ def backup_machine(
     identity = VmIdentity(vm.name, vm.instance_uuid.lower())
     with begin_point(repository, identity, notice=observer.note) as writer:
         run = f"{repository.id}.{writer.id}"
-        _remove_leftovers(session, vm, repository, observer)
-        if enable_tracking:
-            vm = _enable_tracking(session, vm, run, observer)
-        reader = partial(
-            open_remote,
-            session,
-            vm,
-            compression=compression,
-            retry=retry_told_to(observer, sleep),
-            cancel=cancel,
-        )
-        open_disk = partial(_open_disk, vm, modes, reader)
-        backup = _Run(session, vm, repository, writer, open_disk, observer, level, on_reset, cancel)
-        return backup.under_snapshot(run, quiesce=quiesce, allow_crash_consistent=allow_crash_consistent)
+        result: BackupResult | None = None
+        try:
+            with _files_kept(session, vm, repository, observer, access_lock=access_lock, cancel=cancel):
+                _remove_leftovers(session, vm, repository, observer)
+                if enable_tracking:
+                    vm = _enable_tracking(session, vm, run, observer)
+                reader = partial(
+                    open_remote,
+                    session,
+                    vm,
+                    compression=compression,
+                    retry=retry_told_to(observer, sleep),
+                    cancel=cancel,
+                )
+                open_disk = partial(_open_disk, vm, modes, reader)
+                backup = _Run(session, vm, repository, writer, open_disk, observer, level, on_reset, cancel)
+                result = backup.under_snapshot(
+                    run,
+                    quiesce=quiesce,
+                    allow_crash_consistent=allow_crash_consistent,
+                    quiesce_timeout=quiesce_timeout,
+                )
+        except VixError as error:
+            # The point is complete: that the machine cannot be moved yet is a thing to look at.
+            if result is None:
+                raise
+            observer.warning(str(error))
+            result = replace(result, warnings=(*result.warnings, str(error)))
+        return result
+
+
+def access_identity(repository_id: str) -> str:
+    """Under what name backups into a repository disable relocation; vdkit cleanup ends it by this name."""
+    return f"vdkit {repository_id}"
 
 
 def _open_disk(
@@ -141,7 +170,9 @@ class _Run:
         self._warnings: list[str] = []
         self._modes: dict[int, str] = {}
 
-    def under_snapshot(self, run: str, *, quiesce: bool, allow_crash_consistent: bool) -> BackupResult:
+    def under_snapshot(
+        self, run: str, *, quiesce: bool, allow_crash_consistent: bool, quiesce_timeout: float | None
+    ) -> BackupResult:
         self._observer.step(f"snapshot of {self._vm.name}")
         point: Point | None = None
         skipped: tuple[str, ...] = ()
@@ -153,6 +184,8 @@ class _Run:
                 f"Made for a backup; removed when it ends. {snapshots.tag(run)}",
                 quiesce=quiesce,
                 allow_crash_consistent=allow_crash_consistent,
+                quiesce_timeout=quiesce_timeout,
+                tell=self._observer.note,
             ) as taken:
                 if taken.fell_back:
                     self._warn(f"the snapshot is only crash consistent: {taken.fell_back}")
@@ -265,6 +298,28 @@ def _remedy(error: ChangeTrackingError) -> str:
     return f"{error.remedy}, or {CHOICES}" if isinstance(error, TrackingOff) and error.remedy else CHOICES
 
 
+def _files_kept(
+    session: Session,
+    vm: VirtualMachine,
+    repository: Repository,
+    observer: Observer,
+    *,
+    access_lock: bool,
+    cancel: CancelToken | None,
+) -> AbstractContextManager[object]:
+    """While it lasts nobody moves the files. A stand-alone host moves none in any case."""
+    if not access_lock or not session.about.is_vcenter:
+        return nullcontext()
+    return access.access(
+        session,
+        vm,
+        access_identity(repository.id),
+        without=lambda why: observer.warning(f"{why} (--no-access-lock goes without, and says nothing)"),
+        cancel=cancel,
+        tell=observer.note,
+    )
+
+
 def _remove_leftovers(
     session: Session, vm: VirtualMachine, repository: Repository, observer: Observer
 ) -> None:
@@ -274,11 +329,16 @@ def _remove_leftovers(
             run = snapshots.run_of(snapshot) or ""
             if run.startswith(f"{repository.id}."):
                 observer.note(f"removing snapshot {snapshot.name!r}, left by an earlier run")
-                snapshots.remove(session, vm, snapshot.moref)
+                snapshots.remove(session, vm, snapshot.moref, tell=observer.note)
             else:
                 observer.warning(
                     f"snapshot {snapshot.name!r} belongs to a backup into another repository: left alone"
                 )
+        others = [snapshot.name for snapshot in snapshots.of_others(session, vm)]
+        if others:
+            shown = ", ".join(repr(name) for name in others[:_NAMED])
+            more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+            observer.note(f"{vm.name} has {len(others)} snapshots of others: {shown}{more}: left alone")
 
 
 def _enable_tracking(session: Session, vm: VirtualMachine, run: str, observer: Observer) -> VirtualMachine:

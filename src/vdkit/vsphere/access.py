@@ -2,7 +2,7 @@
 
 A storage vMotion moves the files away under a reader. vCenter lets a program disable the method for one
 machine, under an identity of its own (the *source* of the call), until that identity enables it again; it
-stays disabled when the program is killed. So it is owed an end by exactly the call that succeeded, and the same
+stays disabled when the program is killed. So exactly the call that succeeded is owed an end, and the same
 identity can end it after a crash. What other identities disabled is not touched.
 
 Only vCenter moves machines: a stand-alone host has neither the need nor the calls. The account needs
@@ -27,7 +27,7 @@ from vdkit.block.workers import CancelToken
 from vdkit.errors import Cancelled, NoPrivilege, NotSupported, ObjectBusy, UsageError, VixError
 from vdkit.vsphere import tasks
 from vdkit.vsphere.model import VirtualMachine
-from vdkit.vsphere.properties import of_one
+from vdkit.vsphere.properties import Row, of_all, of_one
 from vdkit.vsphere.session import Session
 from vdkit.wire.vim import internal
 
@@ -43,6 +43,7 @@ DEFAULT_DEADLINE: Final = 600.0
 BUSY_FIRST: Final = 1.0
 BUSY_LONGEST: Final = 30.0
 
+_DISABLED: Final = ("disabledMethod",)
 #: What tasks that move disks are called, as part of the id of their description.
 _MOVING: Final = ("relocat", "storagevmotion", "svmotion")
 
@@ -176,8 +177,19 @@ def access(
 def is_relocation_disabled(session: Session, vm: VirtualMachine) -> bool:
     """True if nobody can relocate the machine now; vCenter does not tell who disabled it."""
     what = f"look at the disabled methods of {vm.name}"
-    row = of_one(session, vim.VirtualMachine, vm.moref, ("disabledMethod",), what)
-    return any(method.info.wsdlName in METHODS for method in row.get("disabledMethod", ()))
+    return _is_disabled(of_one(session, vim.VirtualMachine, vm.moref, _DISABLED, what))
+
+
+def with_relocation_disabled(session: Session) -> set[str]:
+    """Ids of all the machines that nobody can relocate now."""
+    rows = of_all(session, {vim.VirtualMachine: _DISABLED}, "look at the disabled methods of all machines")
+    return {row.moref for row in rows if _is_disabled(row)}
+
+
+def _is_disabled(row: Row) -> bool:
+    # A method that pyVmomi's tables lack carries its name alone.
+    names = (getattr(method, "info", method) for method in row.get("disabledMethod", ()))
+    return any(getattr(info, "wsdlName", getattr(info, "name", "")) in METHODS for info in names)
 
 
 _REMEDY: Final = "vdkit cleanup {vm} ends it"

@@ -3,23 +3,24 @@
 Our snapshots are told apart by the start of their name and by a tag in their description, ``vdkit:RUN``: a
 snapshot of somebody else is never touched.
 
-Source: the vSphere Web Services API reference (CreateSnapshot_Task, RemoveSnapshot_Task).
+Sources: the vSphere Web Services API reference (CreateSnapshot_Task, CreateSnapshotEx_Task, GuestQuiesceSpec,
+RemoveSnapshot_Task), VMware's configuration maximums (32 snapshots in a row).
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
-from vdkit.errors import ObjectBusy, ObjectNotFound, SnapshotFailed, UsageError, VixError
+from vdkit.errors import NotSupported, ObjectBusy, ObjectNotFound, SnapshotFailed, UsageError, VixError
 from vdkit.vsphere import tasks
-from vdkit.vsphere.consolidation import settle
+from vdkit.vsphere.consolidation import Pace, Tell, settle
 from vdkit.vsphere.faults import is_quiesce_failure
 from vdkit.vsphere.hardware import snapshots as snapshot_tree
 from vdkit.vsphere.model import Snapshot, VirtualMachine
@@ -30,6 +31,11 @@ from vdkit.vsphere.session import Session
 NAME_PREFIX: Final = "vdkit"
 #: Characters that the API allows in a snapshot's name.
 MAX_NAME: Final = 80
+#: Snapshots in a row, each on top of the one before, that a host makes.
+MAX_SNAPSHOTS: Final = 32
+#: Seconds that a guest may be given to come to rest; the API takes 5 to 240 minutes.
+QUIESCE_LEAST: Final = 300
+QUIESCE_MOST: Final = 14_400
 #: Seconds between two attempts while the machine is busy: first, longest.
 BUSY_FIRST: Final = 1.0
 BUSY_LONGEST: Final = 30.0
@@ -77,13 +83,17 @@ def create(
     *,
     quiesce: bool = False,
     allow_crash_consistent: bool = False,
+    quiesce_timeout: float | None = None,
     deadline: float = CREATE_DEADLINE,
+    tell: Tell | None = None,
 ) -> Taken:
     """Make a snapshot without memory, after every merge of the machine's disks has ended.
 
     ``quiesce`` brings the guest's file systems to rest; only with ``allow_crash_consistent`` is a snapshot
-    made without it when the guest cannot. ``name`` begins with :data:`NAME_PREFIX`, ``description`` holds
-    :func:`tag`. Raises SnapshotFailed, ObjectBusy, NoPrivilege, TaskFailed.
+    made without it when the guest cannot. ``quiesce_timeout`` is how many seconds the guest has for it where
+    the host knows such a time-out (6.5 and later). ``tell`` hears while it waits for merges. ``name`` begins
+    with :data:`NAME_PREFIX`, ``description`` holds :func:`tag`. Raises SnapshotFailed, ObjectBusy,
+    NoPrivilege, TaskFailed.
     """
     run = run_of(Snapshot("", name, description))
     if run is None or len(name) > MAX_NAME:
@@ -91,34 +101,65 @@ def create(
             f"snapshot {name!r}: the name must begin with {NAME_PREFIX!r} and have at most {MAX_NAME} "
             "characters, and the description hold tag(run), or it could not be found again"
         )
-    settle(session, vm, deadline=deadline)
+    if quiesce_timeout is not None and not QUIESCE_LEAST <= quiesce_timeout <= QUIESCE_MOST:
+        raise UsageError(
+            f"quiesce time-out of {quiesce_timeout:g} s: {QUIESCE_LEAST} to {QUIESCE_MOST} seconds can be had"
+        )
+    settle(session, vm, deadline=deadline, tell=tell)
+    _refuse_too_many(session, vm)
+    machine: Any = session.managed(vim.VirtualMachine, vm.moref)
+
+    def plain(quiesced: bool) -> Taken:
+        moref = _create(
+            session,
+            vm,
+            name,
+            lambda: machine.CreateSnapshot_Task(name, description, False, quiesced),
+            deadline=deadline,
+        )
+        return Taken(moref, name, run, quiesced=quiesced)
+
     try:
-        return _create(session, vm, name, description, run, quiesce=quiesce, deadline=deadline)
+        if quiesce and quiesce_timeout is not None:
+            return _create_timed(session, vm, name, description, run, quiesce_timeout, deadline, plain)
+        return plain(quiesce)
     except VixError as error:
         if not (quiesce and allow_crash_consistent and is_quiesce_failure(error)):
             raise
         reason = error.message
-    taken = _create(session, vm, name, description, run, quiesce=False, deadline=deadline)
-    return Taken(taken.moref, taken.name, run, quiesced=False, fell_back=reason)
+    return replace(plain(False), fell_back=reason)
 
 
 def remove(
-    session: Session, vm: VirtualMachine, moref: str, *, deadline: float = tasks.DEFAULT_DEADLINE
+    session: Session,
+    vm: VirtualMachine,
+    moref: str,
+    *,
+    deadline: float = tasks.DEFAULT_DEADLINE,
+    tell: Tell | None = None,
 ) -> None:
     """Remove a snapshot (not those made on top of it) and wait until its disks are merged.
 
     A snapshot that is gone already is fine. While the machine is busy it is tried again for a while.
-    ``deadline`` (seconds) bounds all of it. Raises SnapshotFailed and what the host refuses.
+    ``deadline`` (seconds) bounds all of it; ``tell`` hears how far it is. Raises SnapshotFailed and what the
+    host refuses.
     """
     what = f"remove snapshot {moref} of {vm.name} ({vm.moref})"
     until = time.monotonic() + deadline
     busy_until = min(until, time.monotonic() + REMOVE_BUSY_DEADLINE)
     pause = BUSY_FIRST
     snapshot = session.managed(vim.vm.Snapshot, moref)
+    pace = Pace(vm.name, tell)
     while True:
         left = max(1.0, until - time.monotonic())
         try:
-            tasks.run(session, what, lambda: snapshot.RemoveSnapshot_Task(False, True), deadline=left)
+            tasks.run(
+                session,
+                what,
+                lambda: snapshot.RemoveSnapshot_Task(False, True),
+                deadline=left,
+                progress=pace,
+            )
             break
         except ObjectNotFound:
             break
@@ -129,7 +170,7 @@ def remove(
                 raise
         session.sleep(pause)
         pause = min(pause * 2, BUSY_LONGEST)
-    settle(session, vm, deadline=max(1.0, until - time.monotonic()))
+    settle(session, vm, deadline=max(1.0, until - time.monotonic()), tell=tell)
 
 
 @contextmanager
@@ -141,24 +182,34 @@ def temporary_snapshot(
     *,
     quiesce: bool = False,
     allow_crash_consistent: bool = False,
+    quiesce_timeout: float | None = None,
     deadline: float = tasks.DEFAULT_DEADLINE,
+    tell: Tell | None = None,
 ) -> Iterator[Taken]:
     """A snapshot for the length of a block; removed on every way out, also when interrupted while it is made.
 
+    ``deadline`` is for the removal; the other arguments are those of :func:`create` and :func:`remove`.
     A failure of the block is what the caller sees; a failure to remove is added to it as a note, or raised as
     SnapshotFailed when the block succeeded.
     """
     taken = None
     try:
         taken = create(
-            session, vm, name, description, quiesce=quiesce, allow_crash_consistent=allow_crash_consistent
+            session,
+            vm,
+            name,
+            description,
+            quiesce=quiesce,
+            allow_crash_consistent=allow_crash_consistent,
+            quiesce_timeout=quiesce_timeout,
+            tell=tell,
         )
         yield taken
     except BaseException as error:
         _remove_after(error, session, vm, name, description, taken, deadline)
         raise
     try:
-        remove(session, vm, taken.moref, deadline=deadline)
+        remove(session, vm, taken.moref, deadline=deadline, tell=tell)
     except VixError as error:
         raise SnapshotFailed(_left_behind(session, vm, name, taken.moref, error), remedy=_REMEDY) from error
 
@@ -168,6 +219,11 @@ def list_snapshots(session: Session, vm: VirtualMachine) -> tuple[Snapshot, ...]
     row = of_one(session, vim.VirtualMachine, vm.moref, ("snapshot",), f"list the snapshots of {vm.name}")
     tree = row.get("snapshot")
     return snapshot_tree(tree.rootSnapshotList) if tree is not None else ()
+
+
+def of_others(session: Session, vm: VirtualMachine) -> list[Snapshot]:
+    """The snapshots of the machine that are not ours; parents before children."""
+    return [one for root in list_snapshots(session, vm) for one in root.walk() if run_of(one) is None]
 
 
 def find_leftovers(session: Session, vm: VirtualMachine, *, keep: Collection[str] = ()) -> list[Snapshot]:
@@ -197,31 +253,21 @@ def remove_leftovers(
     return found
 
 
-_REMEDY: Final = "the next backup of this machine removes it, or remove it in the host's client"
+_REMEDY: Final = "the next backup of this machine removes it, or vdkit cleanup does"
+#: Snapshots that a message names.
+_NAMED: Final = 4
 
 
 def _create(
-    session: Session,
-    vm: VirtualMachine,
-    name: str,
-    description: str,
-    run: str,
-    *,
-    quiesce: bool,
-    deadline: float,
-) -> Taken:
+    session: Session, vm: VirtualMachine, name: str, start: Callable[[], Any], *, deadline: float
+) -> str:
+    """Start the task, again while the machine is busy; the id of the snapshot."""
     what = f"make snapshot {name!r} of {vm.name} ({vm.moref})"
-    machine = session.managed(vim.VirtualMachine, vm.moref)
     until = time.monotonic() + deadline
     pause = BUSY_FIRST
     while True:
         try:
-            made: Any = tasks.run(
-                session,
-                what,
-                lambda: machine.CreateSnapshot_Task(name, description, False, quiesce),
-                deadline=deadline,
-            )
+            made: Any = tasks.run(session, what, start, deadline=deadline)
             break
         except ObjectBusy:
             if time.monotonic() + pause > until:
@@ -230,7 +276,63 @@ def _create(
         pause = min(pause * 2, BUSY_LONGEST)
     if made is None:
         raise SnapshotFailed(f"{session.where}: {what}: the host names no snapshot after success")
-    return Taken(made._GetMoId(), name, run, quiesced=quiesce)
+    moref: str = made._GetMoId()
+    return moref
+
+
+def _create_timed(
+    session: Session,
+    vm: VirtualMachine,
+    name: str,
+    description: str,
+    run: str,
+    quiesce_timeout: float,
+    deadline: float,
+    plain: Callable[[bool], Taken],
+) -> Taken:
+    """Quiesced with a time-out of the caller's; ``plain`` is for servers that know none."""
+    machine: Any = session.managed(vim.VirtualMachine, vm.moref)
+    spec = vim.vm.GuestQuiesceSpec(timeout=round(quiesce_timeout / 60))
+    try:
+        moref = _create(
+            session,
+            vm,
+            name,
+            lambda: machine.CreateSnapshotEx_Task(name, description, False, spec),
+            deadline=max(deadline, quiesce_timeout + deadline),
+        )
+    except NotSupported as error:
+        if not isinstance(error.__cause__, vmodl.fault.MethodNotFound):
+            raise
+        return plain(True)
+    return Taken(moref, name, run, quiesced=True)
+
+
+def _refuse_too_many(session: Session, vm: VirtualMachine) -> None:
+    """A host says only that the level is too deep, and some say less."""
+    row = of_one(session, vim.VirtualMachine, vm.moref, ("snapshot",), f"list the snapshots of {vm.name}")
+    tree = row.get("snapshot")
+    if tree is None or tree.currentSnapshot is None:
+        return
+    current = tree.currentSnapshot._GetMoId()
+    line = next(
+        (found for root in snapshot_tree(tree.rootSnapshotList) for found in _line(root, current)), ()
+    )
+    if len(line) >= MAX_SNAPSHOTS:
+        raise SnapshotFailed(
+            f"{session.where}: {vm.name} ({vm.moref}) has {len(line)} snapshots in a row, and a host makes "
+            f"no more than {MAX_SNAPSHOTS}: {', '.join(repr(one.name) for one in line[:_NAMED])}...",
+            remedy="remove those that nobody needs in the host's client; vdkit cleanup finds vdkit's own",
+        )
+
+
+def _line(root: Snapshot, moref: str) -> Iterator[tuple[Snapshot, ...]]:
+    """From ``root`` to the snapshot of that id, if it is below."""
+    if root.moref == moref:
+        yield (root,)
+    for child in root.children:
+        for rest in _line(child, moref):
+            yield (root, *rest)
 
 
 def _remove_after(
