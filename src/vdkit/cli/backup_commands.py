@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vdkit.cli.options import HostFlags, JsonOption, host_options
+from vdkit.cli.options import HostFlags, JsonOption, ModeOption, host_options
 from vdkit.cli.output import human_size, job_observer, print_json, print_note, print_table, print_text
 from vdkit.errors import ExitCode, PointNotFound, UsageError
 
@@ -16,11 +17,39 @@ if TYPE_CHECKING:
     from vdkit.backup.verify import VerifyProgress
     from vdkit.jobs.backup import BackupResult
 
-ModeOption = Annotated[
-    Literal["nbd", "nbdssl"], typer.Option("--mode", help="Transport: nbdssl (encrypted) or nbd (clear).")
-]
 CompressionOption = Annotated[
     Literal["none", "zlib", "skipz"], typer.Option("--compression", help="On the wire: none, zlib or skipz.")
+]
+QuiesceOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--quiesce/--no-quiesce", help="Bring the guest's file systems to rest.", show_default=False
+    ),
+]
+CrashConsistentOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiesce-or-crash-consistent",
+        "--allow-crash-consistent",
+        help="As --quiesce, but go on when the guest cannot.",
+    ),
+]
+QuiesceTimeoutOption = Annotated[
+    int | None,
+    typer.Option(
+        "--quiesce-timeout",
+        metavar="SECONDS",
+        min=300,
+        max=14_400,
+        help="How long the guest may take for it (vSphere 6.5 and later).",
+    ),
+]
+AccessLockOption = Annotated[
+    bool,
+    typer.Option(
+        "--access-lock/--no-access-lock",
+        help="On a vCenter: let nobody move the machine to other storage meanwhile.",
+    ),
 ]
 RepositoryArgument = Annotated[
     Path, typer.Argument(metavar="REPO", help="The folder with the restore points.")
@@ -53,13 +82,11 @@ def backup(
             "--enable-tracking/--no-enable-tracking", help="Switch change tracking on where it is off."
         ),
     ] = True,
-    quiesce: Annotated[
-        bool, typer.Option("--quiesce", help="Bring the guest's file systems to rest.")
-    ] = False,
-    allow_crash_consistent: Annotated[
-        bool, typer.Option("--allow-crash-consistent", help="With --quiesce: go on when the guest cannot.")
-    ] = False,
-    mode: ModeOption = "nbdssl",
+    quiesce: QuiesceOption = None,
+    or_crash_consistent: CrashConsistentOption = False,
+    quiesce_timeout: QuiesceTimeoutOption = None,
+    access_lock: AccessLockOption = True,
+    mode: ModeOption = None,
     compression: CompressionOption = "none",
     *,
     flags: HostFlags,
@@ -72,6 +99,8 @@ def backup(
     from vdkit.backup import Level, ResetPolicy
     from vdkit.jobs.backup import backup_machine
 
+    if quiesce is False and (or_crash_consistent or quiesce_timeout is not None):
+        raise UsageError("backup: --no-quiesce does not go with the options of quiescing")
     repository = _repository(to, create=True)
     with (
         flags.login() as session,
@@ -85,9 +114,11 @@ def backup(
             level=Level(level),
             on_reset=ResetPolicy(on_reset),
             enable_tracking=enable_tracking,
-            quiesce=quiesce,
-            allow_crash_consistent=allow_crash_consistent,
-            mode=mode,
+            quiesce=or_crash_consistent if quiesce is None else quiesce,
+            allow_crash_consistent=or_crash_consistent,
+            quiesce_timeout=quiesce_timeout,
+            access_lock=access_lock,
+            modes=flags.transports(mode),
             compression=compression,
         )
     _report(result, as_json=as_json)
@@ -184,7 +215,7 @@ def restore(
         str | None, typer.Option("--datastore", help="Where to; the original's if not given.")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read back what was written and compare.")] = False,
-    mode: ModeOption = "nbdssl",
+    mode: ModeOption = None,
     compression: CompressionOption = "none",
     *,
     flags: HostFlags,
@@ -203,6 +234,7 @@ def restore(
             from vdkit.jobs.restore import restore_file
 
             key = disk if disk is not None else _only_disk(chosen)
+            modes: Mapping[int, str] = {}
             written = restore_file(opened, chosen, key, to_file, observer, to=type_, verify=verify)
             target = str(to_file)
         else:
@@ -217,18 +249,25 @@ def restore(
                     to,
                     observer,
                     datastore=datastore,
-                    mode=mode,
+                    modes=flags.transports(mode),
                     compression=compression,
                     verify=verify,
                 )
-            written = result.written
+            written, modes = result.written, result.modes
             target = f"{result.machine.name} ({result.machine.moref})"
     if as_json:
         print_json(
-            {"message_type": "summary", "point": chosen.id, "target": target, "bytes_written": written}
+            {
+                "message_type": "summary",
+                "point": chosen.id,
+                "target": target,
+                "bytes_written": written,
+                "transport_modes": {str(key): mode for key, mode in modes.items()},
+            }
         )
     else:
-        print_text(f"{target}: restored from {chosen.id}, {human_size(written)} written")
+        over = f" over {_modes(modes)}" if modes else ""
+        print_text(f"{target}: restored from {chosen.id}, {human_size(written)} written{over}")
 
 
 def _report(result: BackupResult, *, as_json: bool) -> None:
@@ -238,16 +277,26 @@ def _report(result: BackupResult, *, as_json: bool) -> None:
             {
                 "message_type": "summary",
                 "point": _point(result.point),
+                "transport_modes": {str(key): mode for key, mode in result.modes.items()},
                 "skipped": list(result.skipped),
                 "warnings": list(result.warnings),
             }
         )
     else:
         _print_points([result.point])
+        print_text(f"read over {_modes(result.modes)}")
     if result.skipped:
         raise typer.Exit(ExitCode.SOURCE_INCOMPLETE)
     if result.warnings:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _modes(used: Mapping[int, str]) -> str:
+    """``nbdssl``, or which disk over which where they differ."""
+    names = sorted(set(used.values()))
+    if len(names) < 2:
+        return "".join(names) or "nothing"
+    return ", ".join(f"{mode} (disk {key})" for key, mode in sorted(used.items()))
 
 
 def _repository(path: Path, *, create: bool = False) -> Repository:

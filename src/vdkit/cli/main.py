@@ -58,7 +58,9 @@ COMMANDS = {
     "vmfs_commands": ("vmfs",),
     "host_commands": ("vms", "fingerprint"),
     "mode_commands": ("modes",),
+    "doctor_commands": ("doctor", "tracking"),
     "backup_commands": ("backup", "points", "verify", "restore"),
+    "cleanup_commands": ("cleanup",),
     "sim_commands": ("sim",),
 }
 

@@ -67,6 +67,15 @@ LegacyTlsOption = Annotated[
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (TOML) [VDKIT_CONFIG].")
 ]
+ModeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mode",
+        "--transports",
+        metavar="LIST",
+        help="Transport modes to try, such as nbdssl:nbd; vdkit modes tells the default [VDKIT_TRANSPORTS].",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -104,6 +113,10 @@ class HostFlags:
         for warning in settings.warnings:
             print_note(f"warning: {warning}")
         return found
+
+    def transports(self, named: str | None) -> str | None:
+        """The list of transport modes that was named, here or in the settings; None for the default."""
+        return Settings(current_environment(), self.config).text("transports", named)
 
     def login(self) -> Session:
         """A session with the host that the flags, the environment or the file name."""

@@ -36,6 +36,7 @@ _KEYS = frozenset(
         "known_hosts",
         "legacy_tls",
         "repository",
+        "transports",
     }
 )
 _YES = frozenset({"1", "true", "yes", "on"})
