@@ -1,19 +1,20 @@
 """Connections and the disks opened over them, in the shape of VixDiskLib.
 
 A connection without parameters is local. One with parameters logs in to a vCenter or ESXi host and opens
-disks of one machine by datastore path, each over its own NFC connection with its own fresh ticket.
+disks of one machine by datastore path, each over its own NFC connection with its own fresh ticket: those
+that it runs with, or those that one of its snapshots froze; or one first-class disk, by its id.
 
-Source of the shape: the published VDDK programming guide (ConnectEx, Open, GetTransportMode).
+Source of the shape: the published VDDK programming guide (ConnectEx, Open, GetTransportMode, vStorageObj).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from vdkit.block.copy import CopyResult
 from vdkit.block.workers import CancelToken
@@ -24,23 +25,49 @@ from vdkit.disklib.filehandle import open_file_handle
 from vdkit.disklib.handle import DiskHandle, Progress
 from vdkit.disklib.hosted import CreateParams
 from vdkit.disklib.info import remote_info
-from vdkit.disklib.modes import open_in_modes, subject_of
+from vdkit.disklib.modes import Subject, open_in_modes, subject_of
 from vdkit.disklib.remote import Retry, open_remote
-from vdkit.errors import ChainError, Closed, NotSupported, UsageError
+from vdkit.errors import (
+    ChainError,
+    Closed,
+    HostAccessDenied,
+    HostError,
+    HostFileLocked,
+    NotFound,
+    NotSupported,
+    ReadOnly,
+    UsageError,
+    VixError,
+)
 from vdkit.net.secret import Secret
 from vdkit.net.trust import Trust
 from vdkit.transports.nfc import CompressionName as Compression
-from vdkit.vsphere.inventory import find_machine
-from vdkit.vsphere.model import VirtualMachine
-from vdkit.vsphere.session import DEFAULT_PORT, DEFAULT_TIMEOUT, Session
+from vdkit.vsphere import fcd
+from vdkit.vsphere.fcd import DiskSpec, FirstClassDisk
+from vdkit.vsphere.inventory import at_snapshot, find_machine, get_machine
+from vdkit.vsphere.model import Power, VirtualMachine
+from vdkit.vsphere.session import DEFAULT_PATIENCE, DEFAULT_PORT, DEFAULT_TIMEOUT, Session
+from vdkit.vsphere.tickets import NfcTicket, datastore_ticket
 
 if TYPE_CHECKING:
     from vdkit.vmdk.check import CheckReport
 
 
+#: Keys of a configuration file that bound waits of the control plane too.
+_REQUEST_KEY: Final = "vixDiskLib.nfc.RequestTimeoutMs"
+_ACCEPT_KEY: Final = "vixDiskLib.nfc.AcceptTimeoutMs"
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectParams:
-    """Where to log in, and the machine whose disks will be opened (name, path, ``moref=vm-16``, UUID)."""
+    """Where to log in, and the machine whose disks will be opened.
+
+    ``vm`` takes every form of vmxSpec, and more: ``moref=vm-16``, ``path.vmx?dcPath=DC&dsName=store``,
+    ``[store] path.vmx``, a name, an inventory path, a UUID. ``snapshot`` (an id such as ``snapshot-47``, or a
+    name) gives the disks that it froze, to be read only. ``fcd`` names a first-class disk in place of ``vm``.
+    ``cookie`` is that of a session somebody else opened, in place of ``user`` and ``password``. ``timeout``
+    in seconds holds for every answer of the control plane, None as the configuration says.
+    """
 
     host: str
     user: str
@@ -48,7 +75,11 @@ class ConnectParams:
     trust: Trust
     vm: str
     port: int = DEFAULT_PORT
-    timeout: float = DEFAULT_TIMEOUT
+    timeout: float | None = None
+    cookie: Secret | None = field(default=None, repr=False)
+    snapshot: str | None = None
+    fcd: DiskSpec | None = None
+    legacy_tls: bool = False
 
 
 class Connection:
@@ -61,8 +92,13 @@ class Connection:
         *,
         owns_session: bool,
         configuration: Configuration | None = None,
+        snapshot: str | None = None,
+        disk: FirstClassDisk | None = None,
     ) -> None:
+        """``snapshot``: ``vm`` is the machine as that snapshot froze it. ``disk``: the one to open."""
         self._session, self._vm, self._owns = session, vm, owns_session
+        self._snapshot, self._disk = snapshot, disk
+        self.notes: tuple[str, ...] = () if configuration is None else configuration.warnings
         self._timeouts = None if configuration is None else configuration.timeouts
         self._closed = False
 
@@ -76,7 +112,12 @@ class Connection:
 
     @property
     def vm(self) -> VirtualMachine | None:
+        """The machine: as it runs, or with the disks of the snapshot that was asked for."""
         return self._vm
+
+    @property
+    def first_class_disk(self) -> FirstClassDisk | None:
+        return self._disk
 
     def open(
         self,
@@ -101,8 +142,9 @@ class Connection:
         ``notes`` say where it cannot. Remote: a datastore path of the connection's machine, as its
         configuration or that of a snapshot names it; ``transport_modes`` is VixDiskLib's list, tried in
         order, None the default for where we run; the handle says which it became, and its ``notes`` which
-        failed before. Raises NotFound, NotSupported, ModeUnavailable if no mode can be used, and what the
-        transport raises.
+        failed before. A first-class disk is opened by its path or by an empty one. Raises NotFound,
+        NotSupported, ReadOnly for writing to what a snapshot froze, HostFileLocked for the link that a
+        machine writes to just then, ModeUnavailable if no mode can be used, and what the transport raises.
         """
         if flags is not None:
             if not read_only or single_link or unbuffered or compression != "none":
@@ -112,7 +154,7 @@ class Connection:
             single_link = OpenFlags.SINGLE_LINK in flags
             unbuffered = OpenFlags.UNBUFFERED in flags
         self._check_open()
-        if self._session is None or self._vm is None:
+        if self._session is None:
             return open_file_handle(
                 path,
                 writable=not read_only,
@@ -121,7 +163,7 @@ class Connection:
                 allow_paths=allow_paths,
                 ignore_journal=ignore_journal,
             )
-        path = str(path)
+        path = self._path(path, writable=not read_only)
         if single_link:
             raise NotSupported(
                 f"{self._session.where}: {path}: a single link can only be opened in a local file"
@@ -133,24 +175,73 @@ class Connection:
             self._session,
             self._vm,
             path,
+            tickets=self._tickets(self._session),
             writable=not read_only,
             compression=compression,
             retry=retry or Retry(),
             timeouts=self._timeouts,
             cancel=cancel,
         )
-        opened = open_in_modes(
-            transport_modes,
-            subject_of(self._vm, path, writable=not read_only),
-            lambda mode: open_one(mode=mode),
+        subject = (
+            Subject(name=path, writable=not read_only)
+            if self._vm is None
+            else subject_of(self._vm, path, writable=not read_only)
         )
-        known = next((d for d in self._vm.disks if path == d.file or path in d.parents), None)
+        try:
+            opened = open_in_modes(transport_modes, subject, lambda mode: open_one(mode=mode))
+        except (HostFileLocked, HostAccessDenied) as error:
+            raise self._refused(self._session, path, error) from error
+        disks = () if self._vm is None else self._vm.disks
+        known = next((d for d in disks if path == d.file or path in d.parents), None)
         return DiskHandle(
             opened.device,
             opened.mode,
             path,
             describe=partial(remote_info, disk=known, path=path),
             notes=opened.notes,
+        )
+
+    def _path(self, path: str | Path, *, writable: bool) -> str:
+        """The datastore path to open, after what this connection does not allow has been refused."""
+        assert self._session is not None
+        text, disk = str(path), self._disk
+        if disk is not None:
+            if text not in ("", ".", disk.file):
+                raise NotFound(
+                    f"{self._session.where}: the first-class disk {disk.id} is {disk.file}, not {text!r}"
+                )
+            text = disk.file
+        frozen = self._snapshot or (None if disk is None else disk.snapshot)
+        if frozen is not None and writable:
+            raise ReadOnly(
+                f"{self._session.where}: {text}: what snapshot {frozen} froze is only read",
+                remedy="connect without the snapshot to write to the machine's own disk",
+            )
+        return text
+
+    def _tickets(self, session: Session) -> Callable[[], NfcTicket] | None:
+        """For a first-class disk that no machine has: a ticket for its datastore. Else the machine's."""
+        disk = self._disk
+        if disk is None or self._vm is not None:
+            return None
+        return partial(datastore_ticket, session, disk.datastore, f"open first-class disk {disk.id}")
+
+    def _refused(self, session: Session, path: str, error: HostError) -> HostError:
+        """The host's refusal, with what helps where it is about the link that the machine writes to."""
+        if self._vm is None:
+            return error
+        try:
+            now = get_machine(session, self._vm.moref)
+        except VixError:
+            return error
+        if now.power is Power.OFF or not any(disk.file == path for disk in now.disks):
+            return error
+        known = ", ".join(f"{one.moref} ({one.name})" for one in now.all_snapshots())
+        return type(error)(
+            f"{error.message}: {now.name} ({now.moref}) is running and writes to this link",
+            remedy=f"pass the snapshot whose disks are wanted: it has {known}"
+            if known
+            else "make a snapshot, and pass it: what it froze can be read",
         )
 
     # -- whole local disks -----------------------------------------------------------------------
@@ -299,20 +390,69 @@ class Connection:
 def connect(params: ConnectParams | None = None, *, configuration: Configuration | None = None) -> Connection:
     """A local connection, or one to the machine of ``params``. Raises what login and finding it raise.
 
-    ``configuration`` is a file of VixDiskLib's; a connection to a host takes its time-outs.
+    ``configuration`` is a file of VixDiskLib's; a connection to a host takes its time-outs, and shows what
+    the file could not have its effect with in ``notes``.
     """
     if params is None:
-        return Connection(None, None, owns_session=False)
-    session = Session.login(
-        params.host, params.port, params.user, params.password, params.trust, timeout=params.timeout
-    )
+        return Connection(None, None, owns_session=False, configuration=configuration)
+    session = _session(params, configuration)
     try:
+        if params.fcd is not None:
+            return _connect_disk(session, params, params.fcd, configuration)
+        vm = find_machine(session, params.vm)
+        if params.snapshot is not None:
+            vm = at_snapshot(session, vm, params.snapshot)
         return Connection(
-            session, find_machine(session, params.vm), owns_session=True, configuration=configuration
+            session, vm, owns_session=True, configuration=configuration, snapshot=params.snapshot
         )
     except BaseException:
         session.close()
         raise
+
+
+def _session(params: ConnectParams, configuration: Configuration | None) -> Session:
+    """Logged in, or taken over; every wait has the bound that was given or configured."""
+    timeout, patience = params.timeout, DEFAULT_PATIENCE
+    if configuration is not None:
+        if timeout is None and _REQUEST_KEY in configuration.given:
+            timeout = configuration.numbers[_REQUEST_KEY] / 1000
+        patience = configuration.numbers[_ACCEPT_KEY] / 1000
+    if timeout is None:
+        timeout = DEFAULT_TIMEOUT
+    if params.cookie is not None:
+        return Session.from_cookie(
+            params.host,
+            params.port,
+            params.cookie,
+            params.trust,
+            timeout=timeout,
+            patience=patience,
+            legacy_tls=params.legacy_tls,
+        )
+    return Session.login(
+        params.host,
+        params.port,
+        params.user,
+        params.password,
+        params.trust,
+        timeout=timeout,
+        patience=patience,
+        legacy_tls=params.legacy_tls,
+    )
+
+
+def _connect_disk(
+    session: Session, params: ConnectParams, spec: DiskSpec, configuration: Configuration | None
+) -> Connection:
+    """An attached disk goes through its machine, with whose tickets it opens; one that is not, by itself."""
+    if params.vm or params.snapshot:
+        raise UsageError(
+            "a first-class disk is given instead of a machine and its snapshot",
+            remedy="leave vm empty; a snapshot of the disk goes into its DiskSpec",
+        )
+    disk = fcd.get_disk(session, spec)
+    vm = fcd.machine_of(session, disk)
+    return Connection(session, vm, owns_session=True, configuration=configuration, disk=disk)
 
 
 def connection_of(session: Session, vm: VirtualMachine) -> Connection:

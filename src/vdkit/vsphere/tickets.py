@@ -6,13 +6,15 @@ notes, sections 2.5 and 14.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pyVmomi import vim
 
-from vdkit.errors import ProtocolError
+from vdkit.errors import ConnectFailed, DeadlineExceeded, ProtocolError
+from vdkit.net.connect import host_port, unbracket
 from vdkit.net.secret import Secret
 from vdkit.vsphere.model import VirtualMachine
 from vdkit.vsphere.properties import of_one
@@ -66,6 +68,31 @@ def disk_ticket(session: Session, vm: VirtualMachine, device_key: int, *, writab
         return method(vm=machine, diskDeviceKey=device_key, hostForAccess=host)
 
     return _ticket(session, what, ask)
+
+
+def datastore_ticket(session: Session, datastore: str, purpose: str) -> NfcTicket:
+    """A ticket for files of a datastore (by its id), for what ``purpose`` says ("read first-class disk x").
+
+    That hosts let a disk be opened with it is not on record; see the reference of the disk library. Raises
+    NoPrivilege (Datastore.FileManagement), ObjectNotFound.
+    """
+    store = session.managed(vim.Datastore, datastore)
+    what = f"get a ticket to {purpose} on {datastore}"
+    return _ticket(session, what, lambda nfc: nfc.NfcFileManagement(ds=store))
+
+
+@contextmanager
+def naming_the_choice(session: Session, ticket: NfcTicket) -> Iterator[None]:
+    """Failures to reach a data port say that it was not the user who chose that host."""
+    try:
+        yield
+    except (ConnectFailed, DeadlineExceeded) as error:
+        if unbracket(ticket.host).lower() != session.host.lower():
+            error.message = (
+                f"{error.message} ({session.where} named {host_port(ticket.host, ticket.port)} as the "
+                "place of the disk)"
+            )
+        raise
 
 
 def _ticket(session: Session, what: str, ask: Callable[[Any], Any]) -> NfcTicket:

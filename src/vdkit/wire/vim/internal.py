@@ -65,6 +65,15 @@ _NFC_METHODS = (
         None,
     ),
     (
+        "nfcFileManagement",
+        "NfcFileManagement",
+        _SINCE,
+        (("ds", "vim.Datastore", _SINCE, 0, None),),
+        _TICKET,
+        "Datastore.FileManagement",
+        None,
+    ),
+    (
         "nfcGetServerNfcLibVersion",
         "NfcGetServerNfcLibVersion",
         _SINCE,
