@@ -1,4 +1,4 @@
-"""Reads over the data port: beside bare socket and TLS loops on loopback, and over a link with a delay.
+"""Reads and writes over the data port: beside bare socket and TLS loops, beside NBD, and over a slow link.
 
 Server and client are a process each, on both sides of every comparison; connecting does not count.
 """
@@ -8,75 +8,72 @@ from __future__ import annotations
 import ssl
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import bare
+import nbdpeer
+from disks import real_disk
 from harness import MIB, Benchmark, Job, Run, Target, timed
-from hosts import BENCH, HOST, Child, pattern
-from vdkit.block.copy import copy
-from vdkit.block.device import BaseWritableDevice
-from vdkit.net.secret import Secret
+from hosts import BENCH, Child, check, pattern, target_of
+from reading import Null, check_content, data_ranges, read_job
 from vdkit.sim.certificates import make_certificate
-from vdkit.transports.nfc import Mode, NfcDisk, NfcTarget, open_nfc
-from vdkit.transports.nfc.target import DEFAULT_WINDOW
+from vdkit.transports.nfc import DEFAULT_WINDOW, Mode, open_nfc
 
-#: Bytes read on loopback, normal and quick.
+#: Bytes moved on loopback, normal and quick.
 LOOPBACK_BYTES = (2048 * MIB, 512 * MIB)
 #: Bytes read over the delayed link: with a window of one this takes ten milliseconds per request.
 DELAYED_BYTES = (128 * MIB, 64 * MIB)
 DELAY_SECONDS = 0.005
-#: What the tests of the issue ask for.
-LOOPBACK_TARGET = Target(0.60, speed=True)
+#: One call moves so much: what VMware documents as the largest that a client asks for.
+CALL_BYTES = 32 * MIB
+#: What the issue asks for.
+LOOPBACK_TARGET = Target(0.85, speed=True)
+#: The copy engine looks for zeroes too, in buffers that no cache holds.
+ENGINE_TARGET = Target(0.60, speed=True)
+NBD_TARGET = Target(1.0, speed=True)
 WINDOW_TARGET = Target(15.0, speed=True)
-#: Bytes compared at the head of each piece.
-CHECKED = 512
+MODES: tuple[Mode, ...] = ("nbd", "nbdssl")
 
 
-class Sink(BaseWritableDevice):
-    """Takes what the copy engine brings and looks at the head of each piece."""
-
-    def _read_into(self, offset: int, view: memoryview) -> None:
-        raise SystemExit(f"nobody reads the sink: {len(view)} bytes at {offset}")
+class Sink(Null):
+    """Takes what the copy engine brings and looks at the head of each grain."""
 
     def _write_from(self, offset: int, view: memoryview) -> None:
-        head = view[:CHECKED]
-        if head != pattern(offset, len(head)):
-            raise SystemExit(f"wrong bytes at offset {offset}")
-
-    def _flush(self) -> None:
-        """Nothing is kept."""
+        check(offset, view)
 
 
-def read_all(disk: NfcDisk) -> Run:
-    """Read the whole disk with the copy engine, which is what every command of vdkit reads with."""
-    with Sink(name="sink", capacity=disk.capacity, writable=True) as sink:
-        return timed(lambda: copy(disk, sink))
+def api_reads(host: Child, mode: Mode, total: int) -> Job:
+    """One thread that reads into kept memory, as the bare loop does."""
+
+    def run() -> Run:
+        kept = memoryview(bytearray(CALL_BYTES))
+        with open_nfc(target_of(host), mode=mode) as disk:
+
+            def read() -> None:
+                for offset in range(0, total, CALL_BYTES):
+                    disk.read_into(offset, kept)
+                    check(offset, kept)
+
+            return timed(read)
+
+    return Job(f"{mode}, one thread", run)
 
 
-class DataPort:
-    """A running data port, seen directly or through a relay."""
+def api_writes(host: Child, mode: Mode, total: int) -> Job:
+    """One thread that writes from kept memory. Closing counts: a host then flushes."""
 
-    def __init__(self, host: Child, port: int | None = None) -> None:
-        self._host = host
-        self._port = port or host.port
+    def run() -> Run:
+        disk = open_nfc(target_of(host), mode=mode, writable=True)
 
-    def job(self, name: str, mode: Mode, window: int = DEFAULT_WINDOW) -> Job:
-        def run() -> Run:
-            with open_nfc(self._target(), mode=mode, window=window) as disk:
-                return read_all(disk)
+        def write() -> None:
+            with disk:
+                for start in range(0, total, CALL_BYTES):
+                    disk.write_many([(at, pattern(at, MIB)) for at in range(start, start + CALL_BYTES, MIB)])
 
-        return Job(name, run)
+        return timed(write)
 
-    def _target(self) -> NfcTarget:
-        return NfcTarget(
-            host=HOST,
-            port=self._port,
-            ticket=Secret("bench"),
-            service="nfc",
-            thumbprint=str(self._host.announced["thumbprint"]),
-            certificate=None,
-            path="[bench] disk/disk.vmdk",
-        )
+    return Job(f"{mode}, one thread", run)
 
 
 def _loopback(bench: Benchmark, folder: Path) -> None:
@@ -88,41 +85,75 @@ def _loopback(bench: Benchmark, folder: Path) -> None:
         ("nbdssl", [pem], secure, "bare TLS loop"),
     ]
     with Child(BENCH / "hosts.py", "nfc", str(total)) as host:
-        port = DataPort(host)
         for mode, arguments, context, name in rows:
             with Child(BENCH / "bare.py", *arguments) as server:
-                yardstick = _bare_job(name, server.port, total, context)
+                reads = _bare_job(name, bare.receive, server.port, total, context)
+                writes = _bare_job(name, bare.send, server.port, total, context)
+                engine = read_job(f"{mode}, copy engine", target_of(host), mode, sink=Sink)
+                for what, ours, peer, target in (
+                    ("reads", api_reads(host, mode, total), reads, LOOPBACK_TARGET),
+                    ("writes", api_writes(host, mode, total), writes, LOOPBACK_TARGET),
+                    ("reads by the copy engine", engine, reads, ENGINE_TARGET),
+                ):
+                    bench.compare(f"{mode} {what} on loopback", ours, peer, target, bytes_moved=total)
+
+
+def _bare_job(
+    name: str,
+    move: Callable[[int, int, ssl.SSLContext | None], float],
+    port: int,
+    total: int,
+    context: ssl.SSLContext | None,
+) -> Job:
+    return Job(name, lambda: Run(move(port, total, context)))
+
+
+def _beside_nbd(bench: Benchmark, folder: Path) -> None:
+    """One connection each, the same image in the page cache, its holes left out by both."""
+    image = real_disk(quick=bench.quick)
+    moved = data_ranges(image).total
+    nothing = folder / "nothing.raw"
+    nothing.write_bytes(bytes(MIB))
+    rows: list[tuple[Mode, Path | None]] = [("nbd", None), ("nbdssl", nbdpeer.certificates(folder / "tls"))]
+    with Child(BENCH / "hosts.py", "file", image) as host:
+        for mode, tls in rows:
+            check_content(target_of(host), image, mode)
+            with nbdpeer.Nbdkit(image, tls) as peer, nbdpeer.Nbdkit(nothing, tls) as empty:
+                fixed = nbdpeer.fixed_cost(empty.port, 1, tls=tls)
                 bench.compare(
-                    f"{mode} on loopback", port.job(mode, mode), yardstick, LOOPBACK_TARGET, bytes_moved=total
+                    f"{mode} reads of a real disk, one connection",
+                    read_job(mode, target_of(host), mode),
+                    nbdpeer.copy_job(peer.port, 1, tls=tls, fixed=fixed),
+                    NBD_TARGET,
+                    bytes_moved=moved,
+                    notes=[f"{fixed * 1000:.0f} ms for starting and connecting are taken off nbdcopy's runs"],
                 )
-
-
-def _bare_job(name: str, port: int, total: int, context: ssl.SSLContext | None) -> Job:
-    return Job(name, lambda: Run(bare.receive(port, total, context)))
 
 
 def _delayed(bench: Benchmark) -> None:
     total = DELAYED_BYTES[bench.quick]
-    modes: tuple[Mode, ...] = ("nbd", "nbdssl")
     with (
         Child(BENCH / "hosts.py", "nfc", str(total)) as host,
         Child(BENCH / "hosts.py", "relay", str(host.port), str(DELAY_SECONDS)) as relay,
     ):
-        port = DataPort(host, relay.port)
-        for mode in modes:
+        aim = target_of(host, relay.port)
+        for mode in MODES:
             bench.compare(
                 f"{mode} with {DELAY_SECONDS * 1000:g} ms in each direction",
-                port.job(f"window of {DEFAULT_WINDOW}", mode),
-                port.job("window of 1", mode, window=1),
+                read_job(f"window of {DEFAULT_WINDOW}", aim, mode, sink=Sink),
+                read_job("window of 1", aim, mode, window=1, sink=Sink),
                 WINDOW_TARGET,
                 bytes_moved=total,
             )
 
 
 def main() -> int:
-    bench = Benchmark("nbd", "reads over the data port beside bare loops, and over a slow link")
-    with tempfile.TemporaryDirectory() as folder:
-        _loopback(bench, Path(folder))
+    bench = Benchmark("nbd", "reads and writes over the data port beside bare loops, NBD, and a slow link")
+    nbdpeer.prepare(bench)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _loopback(bench, folder)
+        _beside_nbd(bench, folder)
     _delayed(bench)
     return bench.finish()
 

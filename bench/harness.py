@@ -155,6 +155,30 @@ class Limit:
         return {**asdict(self), "ratio": statistics.median(self.values) / self.limit, "met": self.met}
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Figures over two dimensions, without a target: the median of each cell's runs is shown."""
+
+    title: str
+    unit: str
+    columns: Sequence[str]
+    cells: dict[str, list[list[float]]]
+    """Of each row: the runs of each column."""
+
+    @property
+    def met(self) -> bool:
+        return True
+
+    def table(self) -> str:
+        rows = [[self.unit, *self.columns]]
+        for name, cells in self.cells.items():
+            rows.append([name, *(f"{statistics.median(runs):.3g}" for runs in cells)])
+        return "\n".join([f"\n{self.title}", *_aligned(rows)])
+
+    def record(self) -> dict[str, object]:
+        return asdict(self)
+
+
 def _row(name: str, runs: Sequence[Run], moved: int) -> list[str]:
     walls = [run.seconds for run in runs]
     median = statistics.median(walls)
@@ -188,7 +212,7 @@ class Benchmark:
         parser.add_argument("--quick", action="store_true", help="less data and fewer pairs")
         self.name = name
         self.quick: bool = parser.parse_args().quick
-        self.results: list[Comparison | Limit] = []
+        self.results: list[Comparison | Limit | Grid] = []
         self._peers: dict[str, str] = {}
         self._load = os.getloadavg()
         print(f"== {name}: {about}{' (quick)' if self.quick else ''}", flush=True)
@@ -211,7 +235,7 @@ class Benchmark:
         """Run the pairs, print the table. ``bytes_moved`` gives the MB/s of both."""
         made = Comparison(title, ours.name, peer.name, target, bytes_moved, notes=list(notes))
         first = (ours.run(), peer.run())
-        pairs = QUICK_PAIRS if self.quick else PAIRS
+        pairs = self.pairs
         if max(run.seconds for run in first) > LONG_SECONDS:
             pairs -= 1
             made.our_runs.append(first[0])
@@ -222,6 +246,19 @@ class Benchmark:
         self.results.append(made)
         print(made.table(), flush=True)
         return made
+
+    @property
+    def pairs(self) -> int:
+        """Runs of each figure."""
+        return QUICK_PAIRS if self.quick else PAIRS
+
+    def grid(
+        self, title: str, unit: str, columns: Sequence[str], cells: dict[str, list[list[float]]]
+    ) -> None:
+        """Show and keep a table of figures that no target holds for."""
+        made = Grid(title, unit, columns, cells)
+        self.results.append(made)
+        print(made.table(), flush=True)
 
     def peer_is(self, name: str, version: str) -> None:
         """Record the version of a peer that does not tell it by a command."""

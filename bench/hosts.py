@@ -1,7 +1,8 @@
 """Processes that a network benchmark talks to: a data port, a relay that delays, the bare loops' server.
 
-``python hosts.py nfc CAPACITY`` and ``python hosts.py relay PORT SECONDS`` print a line of
-JSON with their port and serve until their standard input ends.
+``python hosts.py nfc CAPACITY`` (a disk that costs nothing), ``python hosts.py file PATH`` (a raw image) and
+``python hosts.py relay PORT SECONDS`` print a line of JSON with their port and serve until their standard
+input ends.
 """
 
 from __future__ import annotations
@@ -9,57 +10,79 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vdkit.block.device import BaseDevice, BlockDevice
+from vdkit.block.device import BaseWritableDevice, BlockDevice
+from vdkit.block.local import FolderStore
+from vdkit.errors import StoreError
+from vdkit.net.secret import Secret
 from vdkit.sim.certificates import make_certificate
 from vdkit.sim.nfc_server import NfcServer
 from vdkit.sim.ports import Grant
 from vdkit.testing.relay import Relay
+from vdkit.transports.nfc import NfcTarget
 
 HOST = "127.0.0.1"
 BENCH = Path(__file__).resolve().parent
 #: The content of the served disk repeats after this many bytes, a prime: no shift goes unnoticed.
 PERIOD = 65521
-_PATTERN = bytes((index * 7 + index // 256) & 255 for index in range(PERIOD)) * 34
+_PATTERN = memoryview(bytes((index * 7 + index // 256) & 255 for index in range(PERIOD)) * 34)
+#: Bytes compared at the head of each grain: what is looked at costs next to nothing.
+CHECKED = 512
+GRAIN = 1 << 16
 #: Seconds to wait for a child that was told to end.
 END_SECONDS = 10
 
 
-class PatternDevice(BaseDevice):
-    """A disk that costs nothing to read: the yardstick's server sends from memory, and so does this one."""
+class PatternDevice(BaseWritableDevice):
+    """A disk that costs nothing: the yardstick sends from one kept buffer, and this one too.
+
+    The head of every grain that is read is the disk's, what lies between is whatever the buffer held; of a
+    write the same places are looked at.
+    """
 
     def _read_into(self, offset: int, view: memoryview) -> None:
-        done = 0
-        whole = memoryview(_PATTERN)
-        while done < len(view):
-            start = (offset + done) % PERIOD
-            step = min(len(view) - done, len(whole) - start)
-            view[done : done + step] = whole[start : start + step]
-            done += step
+        for start in range(0, len(view), GRAIN):
+            step = min(CHECKED, len(view) - start)
+            view[start : start + step] = pattern(offset + start, step)
+
+    def _write_from(self, offset: int, view: memoryview) -> None:
+        check(offset, view)
+
+    def _flush(self) -> None:
+        """Nothing is kept."""
 
 
-def pattern(offset: int, length: int) -> bytes:
-    """What a read of the served disk must give; ``length`` up to a mebibyte."""
+def pattern(offset: int, length: int) -> memoryview:
+    """What the served disk holds, without a copy; ``length`` up to two mebibytes."""
     start = offset % PERIOD
     return _PATTERN[start : start + length]
 
 
-class OpenOffice:
-    """Takes every ticket and grants one disk of the given size."""
+def check(offset: int, view: memoryview) -> None:
+    """Refuse a piece in which the head of a grain is not the disk's."""
+    for start in range(0, len(view), GRAIN):
+        part = bytes(view[start : start + CHECKED])
+        if part != pattern(offset + start, len(part)):
+            raise StoreError(f"wrong bytes at offset {offset + start}")
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+
+class OpenOffice:
+    """Takes every ticket and grants one disk."""
+
+    def __init__(self, opener: Callable[[bool], BlockDevice]) -> None:
+        self._opener = opener
 
     def redeem(self, ticket: str) -> Grant:
         del ticket
         return self
 
     def open(self, path: str, *, writable: bool) -> BlockDevice:
-        assert not writable
-        return PatternDevice(name=path, capacity=self._capacity)
+        del path
+        return self._opener(writable)
 
 
 class Child:
@@ -95,16 +118,38 @@ class Child:
         self._process.stdout.close()
 
 
+def target_of(host: Child, port: int | None = None) -> NfcTarget:
+    """The disk of a data port, reached directly or through another ``port``."""
+    return NfcTarget(
+        host=HOST,
+        port=port or host.port,
+        ticket=Secret("bench"),
+        service="nfc",
+        thumbprint=str(host.announced["thumbprint"]),
+        certificate=None,
+        path="[bench] disk/disk.vmdk",
+    )
+
+
 def _announce(**facts: object) -> None:
     print(json.dumps(facts), flush=True)
     sys.stdin.read()
 
 
+def _serve(opener: Callable[[bool], BlockDevice]) -> None:
+    with NfcServer(OpenOffice(opener), make_certificate(), HOST) as server:
+        _announce(port=server.port, thumbprint=server.thumbprint)
+
+
 def main(arguments: list[str]) -> None:
     match arguments:
         case ["nfc", capacity]:
-            with NfcServer(OpenOffice(int(capacity)), make_certificate(), HOST) as server:
-                _announce(port=server.port, thumbprint=server.thumbprint)
+            size = int(capacity)
+            _serve(lambda writable: PatternDevice(name="pattern", capacity=size, writable=writable))
+        case ["file", name]:
+            path = Path(name)
+            store = FolderStore(path.parent)
+            _serve(lambda writable: (store.open_writable if writable else store.open)(path.name))
         case ["relay", port, seconds]:
             with Relay(HOST, int(port), to_server=float(seconds), to_client=float(seconds)) as relay:
                 _announce(port=relay.port)
