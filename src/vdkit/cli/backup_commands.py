@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vdkit.cli.options import HostFlags, JsonOption, ModeOption, host_options
+from vdkit.cli.options import (
+    HostConnectionsOption,
+    HostFlags,
+    HostMemoryOption,
+    JsonOption,
+    ModeOption,
+    host_options,
+)
 from vdkit.cli.output import human_size, job_observer, print_json, print_note, print_table, print_text
 from vdkit.errors import ExitCode, PointNotFound, UsageError
 
@@ -88,6 +95,8 @@ def backup(
     access_lock: AccessLockOption = True,
     mode: ModeOption = None,
     compression: CompressionOption = "none",
+    host_memory: HostMemoryOption = None,
+    host_connections: HostConnectionsOption = None,
     *,
     flags: HostFlags,
     as_json: JsonOption = False,
@@ -120,6 +129,7 @@ def backup(
             access_lock=access_lock,
             modes=flags.transports(mode),
             compression=compression,
+            budget=flags.budget(host_memory, host_connections),
         )
     _report(result, as_json=as_json)
 
@@ -217,6 +227,8 @@ def restore(
     verify: Annotated[bool, typer.Option("--verify", help="Read back what was written and compare.")] = False,
     mode: ModeOption = None,
     compression: CompressionOption = "none",
+    host_memory: HostMemoryOption = None,
+    host_connections: HostConnectionsOption = None,
     *,
     flags: HostFlags,
     as_json: JsonOption = False,
@@ -251,6 +263,7 @@ def restore(
                     datastore=datastore,
                     modes=flags.transports(mode),
                     compression=compression,
+                    budget=flags.budget(host_memory, host_connections),
                     verify=verify,
                 )
             written, modes = result.written, result.modes

@@ -17,6 +17,7 @@ from vdkit.cli.settings import HostSettings, Settings, current_environment
 from vdkit.net.secret import Secret
 
 if TYPE_CHECKING:
+    from vdkit.net.budget import HostBudgets
     from vdkit.vsphere.session import Session
 
 HostOption = Annotated[
@@ -76,6 +77,25 @@ ModeOption = Annotated[
         help="Transport modes to try, such as nbdssl:nbd; vdkit modes tells the default [VDKIT_TRANSPORTS].",
     ),
 ]
+HostMemoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--host-memory",
+        metavar="MIB",
+        min=1,
+        help="NFC memory of a host that all runs of this machine share; its version's if not given "
+        "[VDKIT_HOST_MEMORY].",
+    ),
+]
+HostConnectionsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--host-connections",
+        metavar="N",
+        min=1,
+        help="Disks of a host that all of them have open at once [VDKIT_HOST_CONNECTIONS].",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -117,6 +137,19 @@ class HostFlags:
     def transports(self, named: str | None) -> str | None:
         """The list of transport modes that was named, here or in the settings; None for the default."""
         return Settings(current_environment(), self.config).text("transports", named)
+
+    def budget(self, memory: int | None, connections: int | None) -> HostBudgets:
+        """How hosts are shared: ``memory`` in MiB and ``connections``, here or in the settings."""
+        from vdkit.net.budget import HostBudgets
+
+        settings = Settings(current_environment(), self.config)
+        mib, folder = settings.number("host_memory", memory), settings.text("limits_folder")
+        return HostBudgets(
+            folder=None if folder is None else Path(folder),
+            memory=None if mib is None else mib << 20,
+            connections=settings.number("host_connections", connections),
+            wait=settings.number("host_wait"),
+        )
 
     def login(self) -> Session:
         """A session with the host that the flags, the environment or the file name."""

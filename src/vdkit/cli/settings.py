@@ -37,6 +37,10 @@ _KEYS = frozenset(
         "legacy_tls",
         "repository",
         "transports",
+        "host_memory",
+        "host_connections",
+        "host_wait",
+        "limits_folder",
     }
 )
 _YES = frozenset({"1", "true", "yes", "on"})
@@ -74,6 +78,17 @@ class Settings:
         if govc := self._from_govc(key):
             return govc
         return self._config.get(key)
+
+    def number(self, key: str, flag: int | None = None) -> int | None:
+        """One setting as a whole number. Raises UsageError."""
+        if flag is not None:
+            return flag
+        text = self.text(key)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdecimal() and len(text) < 10):
+            raise UsageError(f"{key} needs a whole number, not {text[:40]!r}")
+        return int(text)
 
     def _from_govc(self, key: str) -> str | None:
         url = self._govc

@@ -43,6 +43,7 @@ from vdkit.disklib.remote import open_remote
 from vdkit.errors import ChangeTrackingError, NotSupported, SnapshotFailed, TrackingOff, VixError
 from vdkit.jobs.hardware import facts_of
 from vdkit.jobs.observer import Observer, retry_told_to
+from vdkit.net.budget import HostBudgets
 from vdkit.transports.nfc import CompressionName
 from vdkit.vsphere import access, inventory, snapshots, tracking
 from vdkit.vsphere.model import Tracking, VirtualDisk, VirtualMachine
@@ -78,6 +79,7 @@ def backup_machine(
     access_lock: bool = True,
     modes: str | None = None,
     compression: CompressionName = "none",
+    budget: HostBudgets | None = None,
     cancel: CancelToken | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> BackupResult:
@@ -87,9 +89,10 @@ def backup_machine(
     ``quiesce`` brings the guest's file systems to rest, in ``quiesce_timeout`` seconds where the host knows
     such a limit; with ``allow_crash_consistent`` the run goes on when they cannot be. ``access_lock``: on a
     vCenter nobody moves the machine to other storage meanwhile; an account that may not ask for that is
-    warned, and the run goes on. ``modes`` is a list of transport modes, None the default for where we run.
-    Raises what the layers below raise: ObjectNotFound, RepositoryLocked, TrackingReset, transport and store
-    errors; then no point has been made, and the snapshot is gone or will be found by the next run.
+    warned, and the run goes on. ``modes`` is a list of transport modes, None the default for where we run;
+    ``budget`` is how the host is shared. Raises what the layers below raise: ObjectNotFound,
+    RepositoryLocked, TrackingReset, transport and store errors; then no point has been made, and the snapshot
+    is gone or will be found by the next run.
     """
     choose_modes(modes)  # a list that cannot work is told before anything is done
     vm = inventory.find_machine(session, machine)
@@ -111,6 +114,7 @@ def backup_machine(
                     session,
                     vm,
                     compression=compression,
+                    budget=budget,
                     retry=retry_told_to(observer, sleep),
                     cancel=cancel,
                 )

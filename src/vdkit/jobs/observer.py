@@ -38,9 +38,12 @@ class SilentObserver:
 
 
 def retry_told_to(observer: Observer, sleep: Callable[[float], None]) -> Retry:
-    """How remote disks come back in a job: the observer hears of every attempt, ``sleep`` waits for it."""
+    """How remote disks come back in a job: the observer hears of every attempt, ``sleep`` waits for it.
+
+    It hears too why a disk waits for its turn at a busy host.
+    """
 
     def tell(error: VixError, seconds: float) -> None:
         observer.warning(f"{error.message}; trying again in {seconds:.1f} s")
 
-    return Retry(notify=tell, sleep=sleep)
+    return Retry(notify=tell, sleep=sleep, waiting=observer.note)

@@ -23,6 +23,7 @@ from vdkit.disklib.resuming import ResumingDisk
 from vdkit.errors import ControlError, UsageError, VerifyFailed, VixError
 from vdkit.jobs.hardware import datastore_of, machine_like
 from vdkit.jobs.observer import Observer, retry_told_to
+from vdkit.net.budget import HostBudgets
 from vdkit.transports.nfc import CompressionName
 from vdkit.vsphere import machines
 from vdkit.vsphere.model import VirtualDisk, VirtualMachine
@@ -52,6 +53,7 @@ def restore_machine(
     datastore: str | None = None,
     modes: str | None = None,
     compression: CompressionName = "none",
+    budget: HostBudgets | None = None,
     verify: bool = False,
     cancel: CancelToken | None = None,
     sleep: Callable[[float], None] = time.sleep,
@@ -59,10 +61,10 @@ def restore_machine(
     """Make the machine ``name`` with the disks of ``point``; it is left powered off.
 
     ``datastore`` None means the one that the machine's first disk lay on; ``modes`` is a list of transport
-    modes, None the default for where we run. ``verify`` reads every disk back and compares it with the
-    point; a disk whose connection was lost on the way is compared in any case. When the restore fails, the
-    half-made machine is deleted. Raises AlreadyExists, PointInvalid, VerifyFailed, transport and control
-    errors.
+    modes, None the default for where we run; ``budget`` is how the host is shared. ``verify`` reads every
+    disk back and compares it with the point; a disk whose connection was lost on the way is compared in any
+    case. When the restore fails, the half-made machine is deleted. Raises AlreadyExists, PointInvalid,
+    VerifyFailed, transport and control errors.
     """
     choose_modes(modes)  # a list that cannot work is told before anything is done
     where = f"point {point.id}"
@@ -85,6 +87,7 @@ def restore_machine(
             session,
             vm,
             compression=compression,
+            budget=budget,
             retry=retry_told_to(observer, sleep),
             cancel=cancel,
         )
