@@ -7,8 +7,6 @@ answers that cannot be true. What was really written since the last saved point 
 from __future__ import annotations
 
 import contextlib
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyVmomi import vim, vmodl
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-from vsphere_fakes import FakeStub, devices, disk_device, fake_machine, fake_session
-
 from vdkit.block.extent import RangeSet
 from vdkit.errors import ChangeTrackingError, TrackingReset
 from vdkit.vsphere.session import About
 from vdkit.vsphere.tracking import ChangeQuery, gather
+from vsphere_fakes import FakeStub, devices, disk_device, fake_machine, fake_session
 
 UNIT = 1 << 16
 KEY = 2000
