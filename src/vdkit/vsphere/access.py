@@ -19,7 +19,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from pyVmomi import vim
 
@@ -187,9 +187,16 @@ def with_relocation_disabled(session: Session) -> set[str]:
 
 
 def _is_disabled(row: Row) -> bool:
-    # A method that pyVmomi's tables lack carries its name alone.
-    names = (getattr(method, "info", method) for method in row.get("disabledMethod", ()))
-    return any(getattr(info, "wsdlName", getattr(info, "name", "")) in METHODS for info in names)
+    return any(_method_name(method) in METHODS for method in row.get("disabledMethod", ()))
+
+
+def _method_name(method: Any) -> str:
+    """pyVmomi gives a name, a method of its tables, or something that only has a name."""
+    if isinstance(method, str):
+        return method
+    info = getattr(method, "info", None)
+    name: str = method.name if info is None else info.wsdlName
+    return name
 
 
 _REMEDY: Final = "vdkit cleanup {vm} ends it"
