@@ -239,6 +239,31 @@ def test_a_broken_connection_in_the_call_costs_an_attempt(
     assert held(center) == [OURS]
 
 
+def test_an_interruption_while_it_is_disabled_leaves_nothing(
+    session: Session, center: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = the_machine(session)
+    real = internal.disable_methods
+
+    def disable(*arguments: object) -> None:
+        real(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(internal, "disable_methods", disable)
+    with pytest.raises(KeyboardInterrupt), access.access(session, vm, OURS):
+        pass
+    assert held(center) == []
+
+
+def test_a_refused_second_call_keeps_what_the_first_one_did(session: Session, center: SimulatedHost) -> None:
+    vm = the_machine(session)
+    access.prepare_for_access(session, vm, OURS)
+    center.scenario.missing_privileges = frozenset({"Global.DisableMethods"})
+    with pytest.raises(NoPrivilege):
+        access.prepare_for_access(session, vm, OURS)
+    assert held(center) == [OURS]
+
+
 # -- in the shape of VixDiskLib ------------------------------------------------------------------------
 
 

@@ -21,10 +21,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 from vdkit.block.workers import CancelToken
-from vdkit.errors import Cancelled, NoPrivilege, NotSupported, ObjectBusy, UsageError, VixError
+from vdkit.errors import (
+    Cancelled,
+    ControlError,
+    NoPrivilege,
+    NotSupported,
+    ObjectBusy,
+    UsageError,
+    VixError,
+)
 from vdkit.vsphere import tasks
 from vdkit.vsphere.model import VirtualMachine
 from vdkit.vsphere.properties import Row, of_all, of_one
@@ -65,14 +73,14 @@ def prepare_for_access(session: Session, vm: VirtualMachine, identity: str) -> N
     """
     what = _allowed(session, vm, identity, "disable")
     _refuse_moving(session, vm, what)
-    manager = session.content.authorizationManager
-    machine = session.managed(vim.VirtualMachine, vm.moref)
-    # As good as reading: doing it twice is doing it once.
-    session.read(what, lambda: internal.disable_methods(session.stub, manager, [machine], METHODS, identity))
     try:
-        # One may have begun between the look and the call.
+        _call(session, vm, what, internal.disable_methods, identity)
+        # A relocation may have begun between the look and the call.
         _refuse_moving(session, vm, what)
     except BaseException as error:
+        if _is_refusal(error):
+            raise
+        # A call that failed is owed no end, so what it may have done is undone here.
         try:
             end_access(session, vm, identity)
         except VixError as failure:
@@ -86,9 +94,29 @@ def end_access(session: Session, vm: VirtualMachine, identity: str) -> None:
     Raises NotSupported on a stand-alone host, NoPrivilege.
     """
     what = _allowed(session, vm, identity, "enable")
+    _call(session, vm, what, internal.enable_methods, identity)
+
+
+def _call(session: Session, vm: VirtualMachine, what: str, call: Callable[..., None], identity: str) -> None:
+    """Either call is as good as reading: doing it twice is doing it once."""
     manager = session.content.authorizationManager
     machine = session.managed(vim.VirtualMachine, vm.moref)
-    session.read(what, lambda: internal.enable_methods(session.stub, manager, [machine], METHODS, identity))
+    try:
+        session.read(what, lambda: call(session.stub, manager, [machine], METHODS, identity))
+    except ControlError as error:
+        if isinstance(error.__cause__, vmodl.fault.InvalidRequest):
+            # How servers answer a call that they have never heard of.
+            raise NotSupported(f"{error.message} (the server does not have that call)") from error
+        raise
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """True if the host has said no, hence has done nothing; a machine that moves is told by our own look."""
+    return (
+        isinstance(error, VixError)
+        and error.__cause__ is not None
+        and (isinstance(error, ObjectBusy) or not error.retryable)
+    )
 
 
 def wait_for_access(
