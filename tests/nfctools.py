@@ -37,7 +37,8 @@ def other_certificate() -> Certificate:
 
 
 def open_nfc(aim: NfcTarget, *, request_size: int = 256 << 10, **options: Any) -> NfcDisk:
-    """With a fixed size of requests: the default depends on how quick the machine is just now."""
+    """With a fixed size of requests: the default depends on how quick the machine is just now. No pauses."""
+    options.setdefault("sleep", lambda seconds: None)
     return nfc.open_nfc(aim, request_size=request_size, **options)
 
 

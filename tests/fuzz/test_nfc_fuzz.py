@@ -20,6 +20,8 @@ from vdkit.net.tls import TlsStream
 from vdkit.net.trust import client_context
 from vdkit.sim.certificates import context_of
 from vdkit.transports.nfc import NfcDisk, NfcTarget, Timeouts
+from vdkit.transports.nfc.compressing import Compressing
+from vdkit.transports.nfc.pace import Pace
 from vdkit.transports.nfc.session import Session
 from vdkit.wire.nfc import classic, codecs, dialogue, greeting, handshake, records
 from vdkit.wire.nfc.records import OpenReply
@@ -107,9 +109,9 @@ def disk_over(port: int) -> NfcDisk:
         aim,
         OpenReply(0, 1, 2, 0x1A, 1 << 20, 512, 1, 255, 63),
         writable=True,
-        compression=3,
+        compressing=Compressing(codecs.Compression.SKIPZ),
         fragment=65536,
-        request_size=65536,
+        pace=Pace("a", size=65536, in_flight=1 << 20, told=session.limit_in_flight, sleep=lambda _: None),
         timeouts=SHORT,
     )
 

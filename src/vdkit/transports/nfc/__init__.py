@@ -6,18 +6,23 @@ Source of facts: our NFC specification (``docs/reference/nfc.md``).
 from __future__ import annotations
 
 import contextlib
+import random
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from vdkit.block.device import MAX_CAPACITY
 from vdkit.errors import HostError, ProtocolError, TransportError, UsageError
+from vdkit.transports.nfc.compressing import AutoCompressing, Compressing
 from vdkit.transports.nfc.disk import NfcDisk, end_request
 from vdkit.transports.nfc.host_errors import in_phase
 from vdkit.transports.nfc.opening import open_stream
 from vdkit.transports.nfc.operations import Exchange
+from vdkit.transports.nfc.pace import Pace
 from vdkit.transports.nfc.session import Session
 from vdkit.transports.nfc.target import (
+    BUFFER_UNIT,
     DEFAULT_WINDOW,
     FAR_REQUEST_SIZE,
     FAR_SECONDS,
@@ -31,8 +36,11 @@ from vdkit.transports.nfc.target import (
 )
 from vdkit.wire.nfc import records
 from vdkit.wire.nfc.codecs import compression_of
-from vdkit.wire.nfc.limits import DEFAULT_HELLO_BUFFER, MAX_REQUEST
+from vdkit.wire.nfc.limits import DEFAULT_HELLO_BUFFER, MAX_HELLO_TOTAL, MAX_REQUEST
 from vdkit.wire.nfc.records import Opcode, OpenReply
+
+if TYPE_CHECKING:
+    from vdkit.net.budget import Lease
 
 __all__ = [
     "DEFAULT_WINDOW",
@@ -60,32 +68,56 @@ def open_nfc(
     compression: CompressionName = "none",
     window: int = DEFAULT_WINDOW,
     request_size: int | None = None,
+    buffer_size: int | None = None,
+    buffer_count: int | None = None,
     timeouts: Timeouts | None = None,
+    lease: Lease | None = None,
+    adapt: bool = True,
+    sleep: Callable[[float], None] = time.sleep,
+    jitter: Callable[[], float] = random.random,
 ) -> NfcDisk:
     """Open the disk; this uses up the target's ticket.
 
     ``window``: requests of ``request_size`` bytes in flight, at most :data:`MAX_IN_FLIGHT` bytes together.
-    ``request_size`` None: chosen by how far the host is.
+    ``request_size`` None: chosen by how far the host is. ``buffer_size`` (bytes) and ``buffer_count`` are
+    what is asked of the host; it may grant smaller ones. ``lease`` holds the host's memory for requests in
+    flight; the disk owns it from this call on. ``adapt`` False: a request that is refused for want of memory
+    fails its call at once; True: it is tried again, smaller and after a pause (``sleep``, ``jitter``).
     """
-    _check(mode, window, request_size)
-    code = compression_of(compression)
-    timeouts = timeouts or Timeouts()
-    stream = open_stream(target, mode, timeouts)
-    session = Session(stream, target.where, target.path, window=window, timeouts=timeouts)
     try:
-        fragment, trip = _say_hello(session, request_size or NEAR_REQUEST_SIZE, timeouts)
+        _check(mode, window, request_size)
+        buffers = _buffers(buffer_size, buffer_count, request_size or NEAR_REQUEST_SIZE)
+        fixed = None if compression == "auto" else Compressing(compression_of(compression))
+        timeouts = timeouts or Timeouts()
+        stream = open_stream(target, mode, timeouts)
+    except BaseException:
+        if lease is not None:
+            lease.close()
+        raise
+    session = Session(stream, target.where, target.path, window=window, timeouts=timeouts, lease=lease)
+    try:
+        fragment, trip = _say_hello(session, buffers, timeouts)
         reply = _open(session, target, writable, timeouts)
     except BaseException:
         session.close()
         raise
+    name, far = f"{target.where} {target.path}", trip >= FAR_SECONDS
     return NfcDisk(
         session,
         target,
         reply,
         writable=writable,
-        compression=code,
+        compressing=fixed or AutoCompressing(name, far=far),
         fragment=fragment,
-        request_size=request_size or (NEAR_REQUEST_SIZE if trip < FAR_SECONDS else FAR_REQUEST_SIZE),
+        pace=Pace(
+            name,
+            size=request_size or (FAR_REQUEST_SIZE if far else NEAR_REQUEST_SIZE),
+            in_flight=MAX_IN_FLIGHT,
+            told=session.limit_in_flight,
+            adapt=adapt,
+            sleep=sleep,
+            jitter=jitter,
+        ),
         timeouts=timeouts,
     )
 
@@ -104,20 +136,23 @@ def _check(mode: str, window: int, request_size: int | None) -> None:
         )
 
 
-def _say_hello(session: Session, request_size: int, timeouts: Timeouts) -> tuple[int, float]:
-    """Open the record session; the largest chunk that was agreed on (bytes), and a round trip (seconds)."""
-    size = max(request_size, DEFAULT_HELLO_BUFFER)
-    build = partial(records.encode_hello, buffer_size=size, buffer_count=HELLO_BUFFERS)
-    hello = Exchange(
-        Opcode.HELLO, "negotiating buffers (HELLO)", build, seconds=timeouts.request, fatal=False
-    )
-    if session.exchange(hello).refused is not None:
-        size = DEFAULT_HELLO_BUFFER
-        session.exchange(
-            Exchange(
-                Opcode.HELLO, "negotiating buffers (HELLO)", records.encode_hello, seconds=timeouts.request
-            )
+def _buffers(size: int | None, count: int | None, request_size: int) -> tuple[int, int]:
+    """Size and count of the buffers to ask for. Raises UsageError."""
+    size = max(request_size, DEFAULT_HELLO_BUFFER) if size is None else size
+    count = HELLO_BUFFERS if count is None else count
+    if size < BUFFER_UNIT or size % BUFFER_UNIT or count < 1 or size * count > MAX_HELLO_TOTAL:
+        raise UsageError(
+            f"{count} NFC buffers of {size} bytes: multiples of {BUFFER_UNIT} bytes, "
+            f"{MAX_HELLO_TOTAL} in all, are possible"
         )
+    return size, count
+
+
+def _say_hello(session: Session, buffers: tuple[int, int], timeouts: Timeouts) -> tuple[int, float]:
+    """Open the record session; the largest chunk that was agreed on (bytes), and a round trip (seconds)."""
+    granted = next(
+        size for size, hello in _hellos(*buffers, timeouts) if session.exchange(hello).refused is None
+    )
     trips = []
     for opcode, encode in (
         (Opcode.SOCKOPTS, records.encode_sockopts),
@@ -128,7 +163,18 @@ def _say_hello(session: Session, request_size: int, timeouts: Timeouts) -> tuple
             Exchange(opcode, f"opening the session ({opcode.name})", encode, seconds=timeouts.request)
         )
         trips.append(time.monotonic() - start)
-    return size, min(trips)
+    return granted, min(trips)
+
+
+def _hellos(size: int, count: int, timeouts: Timeouts) -> Iterator[tuple[int, Exchange]]:
+    """What to ask for in turn, until the host agrees: half as much each time, and what every host grants."""
+    phase = "negotiating buffers (HELLO)"
+    while size >= BUFFER_UNIT:
+        build = partial(records.encode_hello, buffer_size=size, buffer_count=count)
+        yield size, Exchange(Opcode.HELLO, phase, build, seconds=timeouts.request, fatal=False)
+        size = size // 2 // BUFFER_UNIT * BUFFER_UNIT
+    build = partial(records.encode_hello)
+    yield DEFAULT_HELLO_BUFFER, Exchange(Opcode.HELLO, phase, build, seconds=timeouts.request)
 
 
 def _open(session: Session, target: NfcTarget, writable: bool, timeouts: Timeouts) -> OpenReply:

@@ -3,6 +3,9 @@
 Reads and writes are cut into requests of ``request_size`` bytes, of which a window is in flight; chunks are
 placed straight into the caller's buffer. Any number of threads may call at once on the one connection.
 
+A request that the host refuses fails the call, not the disk. One refused for want of memory is first tried
+again, smaller and after a pause (:mod:`vdkit.transports.nfc.pace`), unless the disk was opened not to.
+
 What was written is durable once the disk is closed: no flush is publicly known of the protocol, every write
 has been acknowledged when a call returns, and hosts complete the rest on CLOSE. So closing a disk that was
 written waits for the host and raises if it fails.
@@ -12,13 +15,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from vdkit.block.device import BaseWritableDevice
 from vdkit.block.extent import Extent, ExtentKind
-from vdkit.errors import TransportError
+from vdkit.errors import HostOutOfMemory, TransportError
+from vdkit.transports.nfc.compressing import Compressing
 from vdkit.transports.nfc.host_errors import in_phase
-from vdkit.transports.nfc.operations import Exchange, Operation, ReadOperation, WriteOperation
+from vdkit.transports.nfc.operations import (
+    Batch,
+    DataOperation,
+    Exchange,
+    Operation,
+    Piece,
+    ReadOperation,
+    WriteOperation,
+)
+from vdkit.transports.nfc.pace import Pace
 from vdkit.transports.nfc.session import Session
 from vdkit.transports.nfc.target import IO_BATCH, NfcTarget, Timeouts
 from vdkit.wire.nfc import assembly, records
@@ -29,6 +43,9 @@ _log = logging.getLogger(__name__)
 #: Chunks of one allocation-map request: 4 GiB of disk, a bitmap of 8 KiB.
 MAP_PAGE = 64 << 10
 _ZEROES = bytes(1 << 20)
+#: Bytes of zeroes that are listed at once.
+_ZERO_STEP = 1 << 30
+_Make = Callable[[int, memoryview], Operation]
 
 
 class NfcDisk(BaseWritableDevice):
@@ -41,9 +58,9 @@ class NfcDisk(BaseWritableDevice):
         reply: OpenReply,
         *,
         writable: bool,
-        compression: int,
+        compressing: Compressing,
         fragment: int,
-        request_size: int,
+        pace: Pace,
         timeouts: Timeouts,
     ) -> None:
         super().__init__(
@@ -56,11 +73,10 @@ class NfcDisk(BaseWritableDevice):
         self._session = session
         self._target = target
         self._reply = reply
-        self._compression = compression
+        self._compressing = compressing
         self._fragment = fragment
-        self._request_size = request_size
+        self._pace = pace
         self._timeouts = timeouts
-        self._scratch = bytearray()
         self._written = False
         self._mapped = True
 
@@ -75,52 +91,140 @@ class NfcDisk(BaseWritableDevice):
 
     @property
     def request_size(self) -> int:
-        """Bytes of one request."""
-        return self._request_size
+        """Bytes of one request: less than at first while the host is short of memory."""
+        return self._pace.size
 
     @property
     def fragment_size(self) -> int:
         """Bytes of the largest chunk, as agreed with the host."""
         return self._fragment
 
+    @property
+    def compression(self) -> str:
+        """What is asked for now: ``none``, ``zlib``, ``fastlz`` or ``skipz``."""
+        return self._compressing.code.name.lower()
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def _carry_out(self, todo: deque[Piece], make: _Make) -> None:
+        """Do all pieces; what has not been done when this raises is left in ``todo``."""
+        failures = 0
+        while True:
+            generation = self._pace.generation
+            batch = Batch(self._operations(todo, make))
+            try:
+                self._session.run(batch)
+            finally:
+                if batch.refused or batch.pending or batch.upcoming is not None:
+                    todo.extendleft(_pieces(reversed(batch.undone())))
+            if not batch.refused:
+                return
+            failures = 1 if batch.answered else failures + 1
+            self._judge(batch.refused, failures, generation)
+
+    def _operations(self, todo: deque[Piece], make: _Make) -> Iterator[Operation]:
+        """Requests that never cross a multiple of their size, which may change on the way."""
+        while todo:
+            offset, view = todo.popleft()
+            size = self._pace.size
+            length = size - offset % size
+            if length < len(view):
+                todo.appendleft((offset + length, view[length:]))
+                view = view[:length]
+            yield make(offset, view)
+
+    def _judge(self, refused: Sequence[Operation], failures: int, generation: int) -> None:
+        """Return after a pause if the refused requests are to be tried again, else raise the first error."""
+        worst = next((one for one in refused if not isinstance(one.refused, HostOutOfMemory)), None)
+        if worst is None and self._pace.try_again(refused, failures, generation):
+            return
+        worst = worst or refused[0]
+        assert worst.refused is not None
+        raise in_phase(
+            worst.refused, self._target.where, f"while {worst.phase} (disk {self._target.path})"
+        ) from worst.refused
+
+    def _exchange(self, make: Callable[[], Exchange]) -> Exchange:
+        """One exchange, tried again while the host is short of memory."""
+        failures = 0
+        while True:
+            generation = self._pace.generation
+            done = self._session.exchange(make())
+            failures += 1
+            short = isinstance(done.refused, HostOutOfMemory)
+            if not short or not self._pace.try_again((done,), failures, generation):
+                return done
+
     # -- reading ---------------------------------------------------------------------------------
 
     def _read_into(self, offset: int, view: memoryview) -> None:
-        self._session.run(self._reads(((offset, view),)))
+        self._read(deque(((offset, view),)))
 
-    def _read_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
-        self._session.run(self._reads(pieces))
+    def _read_many(self, pieces: Sequence[Piece]) -> None:
+        self._read(deque(pieces))
 
-    def _reads(self, pieces: Iterable[tuple[int, memoryview]]) -> Iterator[Operation]:
+    def read_rest(self, todo: deque[Piece]) -> None:
+        """``read_many``; pieces that were not filled when it raises are left in ``todo``."""
+        self._enter_call()
+        try:
+            self._read(todo)
+        finally:
+            self._leave_call()
+
+    def _read(self, todo: deque[Piece]) -> None:
         handle, seconds = self._reply.handle, self._timeouts.read
-        for offset, view in pieces:
-            for start, length in assembly.split(offset, len(view), self._request_size):
-                part = view[start - offset : start - offset + length]
-                yield ReadOperation(handle, start, part, self._compression, self._scratch, seconds=seconds)
+        compressing = self._compressing
+        meter = compressing.meter
+
+        def make(offset: int, view: memoryview) -> Operation:
+            return ReadOperation(handle, offset, view, compressing.code, meter, seconds=seconds)
+
+        count = _length(todo)
+        compressing.begin(count)
+        try:
+            self._carry_out(todo, make)
+        finally:
+            compressing.end(count)
+        self._went_well(count)
+
+    def _went_well(self, count: int) -> None:
+        if self._pace.reduced:
+            self._pace.went_well(count)
 
     # -- writing ---------------------------------------------------------------------------------
 
     def _write_from(self, offset: int, view: memoryview) -> None:
-        self._write_many(((offset, view),))
+        self._write(deque(((offset, view),)))
 
-    def _write_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+    def _write_many(self, pieces: Sequence[Piece]) -> None:
+        self._write(deque(pieces))
+
+    def write_rest(self, todo: deque[Piece]) -> None:
+        """``write_many``; pieces that were not acknowledged when it raises are left in ``todo``."""
+        self._enter_call()
+        try:
+            self._write(todo)
+        finally:
+            self._leave_call()
+
+    def _write(self, todo: deque[Piece]) -> None:
         # Set first: after a failed write too the map may be stale.
         self._written = True
-        self._session.run(self._writes(pieces))
+        handle, seconds, fragment = self._reply.handle, self._timeouts.write, self._fragment
+        code = self._compressing.code
 
-    def _writes(self, pieces: Iterable[tuple[int, memoryview]]) -> Iterator[Operation]:
-        handle, seconds = self._reply.handle, self._timeouts.write
-        for offset, view in pieces:
-            for start, length in assembly.split(offset, len(view), self._request_size):
-                part = view[start - offset : start - offset + length]
-                yield WriteOperation(handle, start, part, self._compression, self._fragment, seconds=seconds)
+        def make(offset: int, view: memoryview) -> Operation:
+            return WriteOperation(handle, offset, view, code, fragment, seconds=seconds)
+
+        count = _length(todo)
+        self._carry_out(todo, make)
+        self._went_well(count)
 
     def _write_zeroes(self, offset: int, length: int) -> None:
-        self._written = True
         zeroes = memoryview(_ZEROES)
-        self._session.run(
-            self._writes((start, zeroes[:n]) for start, n in assembly.split(offset, length, len(_ZEROES)))
-        )
+        for start in range(offset, offset + length, _ZERO_STEP):
+            part = assembly.split(start, min(_ZERO_STEP, offset + length - start), len(_ZEROES))
+            self._write(deque((place, zeroes[:count]) for place, count in part))
 
     def _flush(self) -> None:
         """Every write of a finished call has been acknowledged; see the module for durability."""
@@ -152,8 +256,8 @@ class NfcDisk(BaseWritableDevice):
         request = MapRequest(self._reply.handle, MAP_CHUNK, first * MAP_CHUNK, count)
         self._enter_call()
         try:
-            done = self._session.exchange(
-                Exchange(
+            done = self._exchange(
+                lambda: Exchange(
                     Opcode.MAP,
                     f"asking for the allocation map at offset {request.offset}",
                     lambda sequence: records.encode_map(sequence, request),
@@ -166,7 +270,8 @@ class NfcDisk(BaseWritableDevice):
             self._leave_call()
         if done.refused is not None:
             _log.info("%s: no allocation map: %s", self.name, done.refused)
-            self._mapped = False
+            # A host that was short of memory may answer the next question.
+            self._mapped = isinstance(done.refused, HostOutOfMemory)
             return None
         known = min(count, records.decode_map_reply(done.payload))
         bits = format(int.from_bytes(done.trailer, "little"), "b")[::-1].ljust(known, "0")[:known]
@@ -177,8 +282,8 @@ class NfcDisk(BaseWritableDevice):
         """A value of the disk's descriptor, ``key`` without ``ddb.``; None if the host has none."""
         self._enter_call()
         try:
-            done = self._session.exchange(
-                Exchange(
+            done = self._exchange(
+                lambda: Exchange(
                     Opcode.DDB_GET,
                     f"asking for the descriptor's {key!r}",
                     lambda sequence: records.encode_ddb_get(sequence, self._reply.handle, key),
@@ -231,3 +336,11 @@ def _runs(bits: str, first: int) -> Iterator[Extent]:
         kind = ExtentKind.DATA if allocated else ExtentKind.ZERO
         yield Extent((first + position) * MAP_CHUNK, (stop - position) * MAP_CHUNK, kind)
         position = stop
+
+
+def _pieces(operations: Iterable[Operation]) -> Iterator[Piece]:
+    return (one.piece for one in operations if isinstance(one, DataOperation))
+
+
+def _length(pieces: Iterable[Piece]) -> int:
+    return sum(len(view) for _, view in pieces)

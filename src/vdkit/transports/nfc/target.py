@@ -9,7 +9,8 @@ from vdkit.net.connect import host_port
 from vdkit.net.secret import Secret
 
 Mode = Literal["nbd", "nbdssl"]
-CompressionName = Literal["none", "zlib", "skipz"]
+#: ``auto`` chooses by the link, see :mod:`vdkit.transports.nfc.compressing`.
+CompressionName = Literal["none", "zlib", "fastlz", "skipz", "auto"]
 
 #: Bytes of one read or write to a host that is near: as few requests as can be, each costs time at both ends.
 NEAR_REQUEST_SIZE = 1 << 20
@@ -23,6 +24,8 @@ DEFAULT_WINDOW = 128
 MAX_IN_FLIGHT = 16 << 20
 #: Buffers that HELLO asks for. VMware's own client is used with 4 of up to 2 MiB.
 HELLO_BUFFERS = 4
+#: Bytes that one buffer is a multiple of.
+BUFFER_UNIT = 64 << 10
 #: Bytes that one ``read_many`` should carry.
 IO_BATCH = 8 << 20
 
