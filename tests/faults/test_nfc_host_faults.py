@@ -106,7 +106,7 @@ def test_a_host_without_memory_for_large_reads_serves_small_ones() -> None:
         client.reads(11, 1, 64 * KIB)
         assert client.reply() == (11, 64 * KIB, "")
     with (
-        opened(Office(bytes(MIB)), NfcFaults(no_memory_over=64 * KIB), timeouts=QUICK) as disk,
+        opened(Office(bytes(MIB)), NfcFaults(no_memory_over=64 * KIB), adapt=False) as disk,
         pytest.raises(HostOutOfMemory),
     ):
         disk.read_into(0, bytearray(256 * KIB))

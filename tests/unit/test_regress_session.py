@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import ValuesView
+from collections.abc import ItemsView
 
 from vdkit.transports.nfc import session as sessions
 from vdkit.transports.nfc.operations import Operation
@@ -16,10 +16,10 @@ def test_the_oldest_request_is_looked_up_while_nobody_else_can_send() -> None:
     class Watched(dict[int, Operation]):
         asked = 0
 
-        def values(self) -> ValuesView[Operation]:  # type: ignore[override]
+        def items(self) -> ItemsView[int, Operation]:  # type: ignore[override]
             self.asked += 1
             assert session._changed._is_owned()  # type: ignore[attr-defined]
-            return super().values()
+            return super().items()
 
     watched = session._operations = Watched()
     session._patience()

@@ -97,6 +97,9 @@ def open_remote(
                 buffer_count=buffer_count,
                 timeouts=timeouts,
                 lease=lease,
+                adapt=retry.attempts > 1,
+                sleep=retry.sleep,
+                jitter=retry.jitter,
             )
 
     return ResumingDisk(

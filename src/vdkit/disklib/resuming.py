@@ -1,7 +1,8 @@
 """A disk that comes back: what fails for a passing reason is done again on a freshly opened disk.
 
-A lost connection, an expired ticket or a host short of memory costs one batch, not the run. Only errors that
-say they are retryable are tried again, a bounded number of times in a row, with growing pauses.
+A lost connection, a request that gets no reply, an expired ticket or a host short of memory costs what was in
+flight, not the call: a read of many requests goes on where it stopped. Only errors that say they are
+retryable are tried again, a bounded number of times in a row, with growing pauses.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, TypeVar
@@ -16,7 +18,7 @@ from typing import Final, TypeVar
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent
 from vdkit.block.workers import CancelToken
-from vdkit.errors import Closed, ConnectFailed, NotSupported, ProtocolError, VixError
+from vdkit.errors import Closed, ConnectFailed, HostError, NotSupported, ProtocolError, VixError
 from vdkit.transports.nfc import NfcDisk
 
 T = TypeVar("T")
@@ -33,6 +35,8 @@ LONGEST_PAUSE: Final = 30.0
 MAP_WINDOW: Final = 64 << 30
 
 Opener = Callable[[], BlockDevice | WritableDevice]
+#: A part of a call: where on the disk, and the caller's bytes.
+Piece = tuple[int, memoryview]
 
 
 class ResumingDisk(BaseWritableDevice):
@@ -91,16 +95,18 @@ class ResumingDisk(BaseWritableDevice):
     # -- the device's half -----------------------------------------------------------------------
 
     def _read_into(self, offset: int, view: memoryview) -> None:
-        self._retrying(lambda device: device.read_into(offset, view))
+        self._read_many(((offset, view),))
 
-    def _read_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
-        self._retrying(lambda device: device.read_many(pieces))
+    def _read_many(self, pieces: Sequence[Piece]) -> None:
+        todo = deque(pieces)
+        self._retrying(lambda device: _read_rest(device, todo), todo=todo)
 
     def _write_from(self, offset: int, view: memoryview) -> None:
-        self._retrying(lambda device: _writable(device).write_from(offset, view))
+        self._write_many(((offset, view),))
 
-    def _write_many(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
-        self._retrying(lambda device: _writable(device).write_many(pieces))
+    def _write_many(self, pieces: Sequence[Piece]) -> None:
+        todo = deque(pieces)
+        self._retrying(lambda device: _write_rest(device, todo), todo=todo)
 
     def _write_zeroes(self, offset: int, length: int) -> None:
         self._retrying(lambda device: _writable(device).write_zeroes(offset, length))
@@ -131,10 +137,18 @@ class ResumingDisk(BaseWritableDevice):
 
     # -- trying again ----------------------------------------------------------------------------
 
-    def _retrying(self, act: Callable[[BlockDevice | WritableDevice], T], *, opening: bool = False) -> T:
+    def _retrying(
+        self,
+        act: Callable[[BlockDevice | WritableDevice], T],
+        *,
+        opening: bool = False,
+        todo: deque[Piece] | None = None,
+    ) -> T:
+        """Do it until it is done; ``todo`` is what is left of it: failures count from the last progress."""
         failures = 0
         while True:
             generation = -1
+            left = _length(todo)
             try:
                 device, generation = self._current()
                 return act(device)
@@ -143,10 +157,11 @@ class ResumingDisk(BaseWritableDevice):
                 if opening or self._is_held(generation):
                     raise
             except VixError as error:
-                failures += 1
+                failures = 1 if _length(todo) < left else failures + 1
                 if not error.retryable:
                     raise
-                self._drop(generation)
+                if not (isinstance(error, HostError) and self._usable(generation)):
+                    self._drop(generation)
                 closed_port = opening and isinstance(error, ConnectFailed)
                 attempts = min(self._attempts, OPEN_ATTEMPTS) if closed_port else self._attempts
                 if failures >= attempts or (not opening and self.closed):
@@ -171,6 +186,12 @@ class ResumingDisk(BaseWritableDevice):
         """True if the disk of that number has not been let go."""
         with self._lock:
             return self._device is not None and generation == self._generation
+
+    def _usable(self, generation: int) -> bool:
+        """True if the disk of that number goes on: a host that refuses a request keeps the session."""
+        with self._lock:
+            held = generation == self._generation
+            return held and isinstance(self._device, NfcDisk) and not self._device.failed
 
     def _same_shape(self, device: BlockDevice | WritableDevice) -> None:
         shape = (device.capacity, device.sector_size, device.alignment, device.writable)
@@ -212,3 +233,27 @@ def _metadata_of(device: BlockDevice, key: str) -> str | None:
 def _writable(device: BlockDevice | WritableDevice) -> WritableDevice:
     assert isinstance(device, WritableDevice)
     return device
+
+
+def _read_rest(device: BlockDevice, todo: deque[Piece]) -> None:
+    """Read what is left; a disk of a host takes off ``todo`` what it has read when it fails."""
+    if isinstance(device, NfcDisk):
+        device.read_rest(todo)
+    elif len(todo) == 1:
+        device.read_into(*todo[0])
+    else:
+        device.read_many(list(todo))
+
+
+def _write_rest(device: BlockDevice | WritableDevice, todo: deque[Piece]) -> None:
+    target = _writable(device)
+    if isinstance(target, NfcDisk):
+        target.write_rest(todo)
+    elif len(todo) == 1:
+        target.write_from(*todo[0])
+    else:
+        target.write_many(list(todo))
+
+
+def _length(todo: deque[Piece] | None) -> int:
+    return sum(len(view) for _, view in todo) if todo is not None else 0

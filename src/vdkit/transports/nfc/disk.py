@@ -85,6 +85,11 @@ class NfcDisk(BaseWritableDevice):
         return IO_BATCH
 
     @property
+    def failed(self) -> bool:
+        """True once the session has failed; a request that the host refused does not count."""
+        return self._session.failure is not None
+
+    @property
     def geometry(self) -> tuple[int, int, int]:
         """Cylinders, heads and sectors, as the host says; their product may understate the capacity."""
         return self._reply.cylinders, self._reply.heads, self._reply.sectors
