@@ -11,17 +11,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from job_helpers import Guest, Listener, new_repository, session_of, snapshots_left
+from job_helpers import Guest, Listener, new_repository, point_content, session_of, snapshots_left
+from pyVmomi import vim
 
 from clitools import Vdkit
+from vdkit.backup import Kind as PointKind
 from vdkit.backup import Repository, VmIdentity, begin_point
 from vdkit.block.local import FolderStore
-from vdkit.errors import ObjectBusy, UsageError
+from vdkit.errors import ObjectBusy, UsageError, VixError
 from vdkit.jobs.backup import access_identity, backup_machine
 from vdkit.jobs.cleanup import Choice, Kind, State, clean_up
 from vdkit.sim.host import SimulatedHost
 from vdkit.testing.fixtures import HostFactory
-from vdkit.vsphere import access, inventory, snapshots
+from vdkit.vsphere import access, inventory, snapshots, tasks
 from vdkit.vsphere.session import Session
 
 HOUR = 3600.0
@@ -378,3 +380,74 @@ def test_the_clock_of_a_leftover_is_utc(session: Session) -> None:
     (snapshot,) = snapshots.find_leftovers(session, vm)
     assert snapshot.created is not None
     assert abs((datetime.now(UTC) - snapshot.created).total_seconds()) < HOUR
+
+
+# -- a relocation in the middle of it --------------------------------------------------------------------
+
+
+class Moves(Listener):
+    """Asks vCenter to move the machine once the first disk is being read."""
+
+    def __init__(self, host: SimulatedHost, session: Session) -> None:
+        super().__init__()
+        self._host, self._session = host, session
+        self.refused: VixError | None = None
+        self.asked = False
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        super().progress(what, done, total)
+        if self.asked:
+            return
+        self.asked = True
+        moref = self._host.machine("vm1").moref
+        target = vim.Datastore(self._host.inventory.datastore("datastore2").moref)
+        machine = self._session.managed(vim.VirtualMachine, moref)
+        try:
+            tasks.run(
+                self._session,
+                "relocate",
+                lambda: machine.RelocateVM_Task(vim.vm.RelocateSpec(datastore=target), None),
+            )
+        except VixError as error:
+            self.refused = error
+
+
+def test_a_storage_vmotion_is_refused_while_a_backup_reads(center: SimulatedHost, tmp_path: Path) -> None:
+    center.power_on_all()
+    guest = Guest(center)
+    guest.scribble(8)
+    (tmp_path / "second").mkdir()
+    center.inventory.add_folder(tmp_path / "second", "datastore2")
+    repository = new_repository(tmp_path / "repo")
+    with session_of(center) as session:
+        listener = Moves(center, session)
+        point = backup_machine(session, "vm1", repository, listener).point
+        assert listener.refused is not None
+        assert access_identity(repository.id) in str(listener.refused)
+        assert point_content(repository, point) == guest.now()
+        # Afterwards it may move, and the next backup finds it there.
+        after = Moves(center, session)
+        after.progress("", 0, 1)
+        assert after.refused is None
+        assert center.machine("vm1").disk(2000).file.startswith("[datastore2]")
+        guest.scribble(8)
+        second = backup_machine(session, "vm1", repository, Listener()).point
+    assert second.manifest.kind is PointKind.INCREMENTAL
+    assert point_content(repository, second) == guest.now()
+
+
+def test_without_the_lock_a_storage_vmotion_costs_no_bytes(center: SimulatedHost, tmp_path: Path) -> None:
+    """users.md row 30: who may not or does not want to forbid it still gets the right bytes, or an error."""
+    center.power_on_all()
+    guest = Guest(center)
+    guest.scribble(8)
+    (tmp_path / "second").mkdir()
+    center.inventory.add_folder(tmp_path / "second", "datastore2")
+    repository = new_repository(tmp_path / "repo")
+    with session_of(center) as session:
+        listener = Moves(center, session)
+        point = backup_machine(session, "vm1", repository, listener, access_lock=False).point
+        assert listener.refused is None
+        assert center.machine("vm1").disk(2000).file.startswith("[datastore2]")
+        assert point_content(repository, point) == guest.now()
+        assert snapshots_left(center) == []
