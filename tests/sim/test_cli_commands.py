@@ -161,8 +161,7 @@ def test_a_name_that_does_not_resolve(vdkit: Vdkit) -> None:
 def test_a_closed_port_902(
     simulated_host_factory: HostFactory, vdkit: Vdkit, host: SimulatedHost, tmp_path: Path
 ) -> None:
-    assert host.world is not None
-    host.world.data_port = 1
+    host.scenario.ticket_port = 1
     done = vdkit("backup", "vm1", "--to", "repo")
     _failed(done, 7, "127.0.0.1:1", "refused", "TCP 1", "vm1/vm1.vmdk")
     assert list(host.machine("vm1").snapshots()) == []

@@ -10,39 +10,35 @@ Everything that it starts (threads, sockets, files of running machines) has ende
 
 from __future__ import annotations
 
-import base64
-import binascii
-import ipaddress
 import secrets
 import tempfile
+import threading
 from collections.abc import Sequence
-from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vdkit.errors import UsageError, VixError
+from vdkit.errors import ConnectionLost, UsageError
 from vdkit.net.connect import host_port, unbracket
 from vdkit.net.secret import Secret
-from vdkit.sim.certificates import Certificate, context_of, make_certificate
+from vdkit.sim.certificates import Certificate, context_of
 from vdkit.sim.clock import Clock
-from vdkit.sim.folder_access import FolderAccess, HttpFault, from_error, refusal
-from vdkit.sim.https import HttpRequest, HttpResponse, HttpsServer
-from vdkit.sim.inventory import Inventory
+from vdkit.sim.data_ports import DataPorts, certificate_for
+from vdkit.sim.https import HttpsServer
+from vdkit.sim.inventory import HOST_NAME, Inventory
 from vdkit.sim.machine import Machine
 from vdkit.sim.nfc_faults import NfcFaults
-from vdkit.sim.nfc_ledger import Limits
+from vdkit.sim.nfc_ledger import Ledger
 from vdkit.sim.nfc_server import NfcServer
 from vdkit.sim.scenario import Scenario
+from vdkit.sim.site import Site
 from vdkit.sim.soap.build import populate
-from vdkit.sim.soap.dispatch import Dispatcher, check_version, service_versions
-from vdkit.sim.soap.objects import Client
-from vdkit.sim.soap.world import World
+from vdkit.sim.soap.dispatch import check_version
+from vdkit.sim.soap.world import DataPort, World
 from vdkit.sim.tickets import TicketBox
 
-#: Largest SOAP request, in bytes.
-MAX_REQUEST = 4 << 20
-_XML = ("Content-Type", "text/xml; charset=utf-8")
+#: ESXi hosts of one vCenter.
+MAX_HOSTS = 64
 
 
 class SimulatedHost:
@@ -61,15 +57,20 @@ class SimulatedHost:
         scenario: Scenario | None = None,
         clock: Clock | None = None,
         certificate: Certificate | None = None,
+        hosts: int = 1,
+        host_certificates: Sequence[Certificate] = (),
     ) -> None:
         """``port`` and ``nfc_port`` 0 let the system choose; without a password one is made.
 
-        With an inventory, its own personality and clock hold. Raises UsageError and StoreError.
+        ``hosts`` is the number of ESXi hosts of a vCenter: each has a data port of its own, on 127.0.0.2 and
+        up if ``listen`` is 127.0.0.1, with the certificate of ``host_certificates`` or one that is made. A
+        single host uses ``certificate`` for both ports unless it is given another one there. With an
+        inventory, its own personality, clock and hosts hold. Raises UsageError and StoreError.
         """
         if isinstance(datastores, Inventory):
             inventory = datastores
         else:
-            inventory = Inventory(personality=personality, clock=clock)
+            inventory = Inventory(personality=personality, clock=clock, host_names=host_names(hosts))
             for number, folder in enumerate(datastores, 1):
                 inventory.add_folder(folder, f"datastore{number}")
         self.inventory = inventory
@@ -77,12 +78,16 @@ class SimulatedHost:
         self.host = unbracket(listen)
         self.user = user
         self.password = _secret(password)
-        self.certificate = certificate or _certificate_for(self.host)
+        self.certificate = certificate or certificate_for(self.host)
         self.world: World | None = None
         self._port = port
         self._nfc_port = nfc_port
         self._https: HttpsServer | None = None
-        self._nfc: NfcServer | None = None
+        self._host_certificates = tuple(host_certificates)
+        self._data: DataPorts | None = None
+        self._mutex = threading.Lock()
+        self._restarting: threading.Thread | None = None
+        self._stopping = threading.Event()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._started = False
 
@@ -108,27 +113,33 @@ class SimulatedHost:
         return self
 
     def _start_ports(self, world: World, tickets: TicketBox) -> None:
-        self._nfc = NfcServer(tickets, self.certificate, self.host, self._nfc_port)
-        self._refresh_nfc_faults()
-        self._nfc.start()
-        world.address = self.host
-        world.before_ticket = self._refresh_nfc_faults
-        world.data_port = self._nfc.port
-        world.thumbprint = self.certificate.sha1
+        single = len(self.inventory.places.hosts) == 1
+        own = self._host_certificates or ((self.certificate,) if single else ())
+        self._data = DataPorts(
+            self.inventory,
+            tickets,
+            self.scenario,
+            listen=self.host,
+            port=self._nfc_port,
+            certificates=own,
+        )
+        self._data.start()
+        world.before_ticket = self._data.refresh
+        for host in self.inventory.places.hosts:
+            server = self._data.of(host)
+            # A single host is where its client has found the management, whatever that called it.
+            address = "" if single else server.host
+            world.data_ports[host.moref] = DataPort(address, server.port, server.thumbprint)
         self._folder = tempfile.TemporaryDirectory(prefix="vdkit-sim-")
-        handler = _Site(world, self.scenario).serve
-        self._https = HttpsServer(handler, context_of(self.certificate), self.host, self._port)
-        self._https.start()
+        self._site = Site(world, self.scenario, self._restart_from_a_request)
+        self._listen()
         known = f"{host_port(self.host, self.port)} {self.thumbprint_sha1}\n"
         self._known_hosts(self._folder).write_text(known, encoding="ascii")
 
-    def _refresh_nfc_faults(self) -> None:
-        """Whoever asks for a ticket is about to connect: let what the scenario says now hold for it."""
-        if self._nfc is not None:
-            self._nfc.faults = self.scenario.nfc or NfcFaults()
-            self._nfc.ledger.limits = Limits(
-                self.scenario.nfc_memory_limit, self.scenario.nfc_connection_limit
-            )
+    def _listen(self) -> None:
+        self._https = HttpsServer(self._site.serve, context_of(self.certificate), self.host, self._port)
+        self._https.start()
+        self._port = self._https.port
 
     @staticmethod
     def _known_hosts(folder: tempfile.TemporaryDirectory[str]) -> Path:
@@ -136,12 +147,17 @@ class SimulatedHost:
 
     def stop(self) -> None:
         """End everything and wait for it. The files stay; twice is fine."""
+        self._stopping.set()
         if self.world is not None:
             self.world.close()
+        with self._mutex:
+            restarting = self._restarting
+        if restarting is not None:
+            restarting.join()
         if self._https is not None:
             self._https.stop()
-        if self._nfc is not None:
-            self._nfc.stop()
+        if self._data is not None:
+            self._data.stop()
         self.inventory.close()
         if self._folder is not None:
             self._folder.cleanup()
@@ -160,11 +176,19 @@ class SimulatedHost:
     @property
     def port(self) -> int:
         """Of HTTPS."""
-        return self._https.port if self._https is not None else self._port
+        return self._port
 
     @property
     def nfc_port(self) -> int:
-        return self._nfc.port if self._nfc is not None else self._nfc_port
+        """Of the data port; of the first host's if there are several."""
+        return self._nfc_port if self._data is None else self.data_port().port
+
+    def data_port(self, host: str | None = None) -> NfcServer:
+        """The data port of an ESXi host, by name or id; of the first one without. Raises NotFound."""
+        if self._data is None:
+            raise UsageError("the simulated host has not been started")
+        places = self.inventory.places
+        return self._data.of(places.hosts[0] if host is None else places.host(host))
 
     @property
     def thumbprint_sha1(self) -> str:
@@ -180,22 +204,26 @@ class SimulatedHost:
 
     @property
     def nfc_memory_peak(self) -> int:
-        """Most bytes of requests that the data port held at once, counted while there is a limit."""
-        return self._nfc.ledger.memory_peak if self._nfc is not None else 0
+        """Most bytes of requests that a data port held at once, counted while there is a limit."""
+        return max((one.memory_peak for one in self._ledgers), default=0)
 
     @property
     def nfc_memory_refused(self) -> int:
-        """Requests that the data port had no memory for."""
-        return self._nfc.ledger.memory_refused if self._nfc is not None else 0
+        """Requests that the data ports had no memory for."""
+        return sum(one.memory_refused for one in self._ledgers)
 
     @property
     def nfc_connections_peak(self) -> int:
-        """Most connections that the data port had at once; those turned away do not count."""
-        return self._nfc.ledger.connections_peak if self._nfc is not None else 0
+        """Most connections that a data port had at once; those turned away do not count."""
+        return max((one.connections_peak for one in self._ledgers), default=0)
 
     @property
     def nfc_connections_refused(self) -> int:
-        return self._nfc.ledger.connections_refused if self._nfc is not None else 0
+        return sum(one.connections_refused for one in self._ledgers)
+
+    @property
+    def _ledgers(self) -> list[Ledger]:
+        return [] if self._data is None else self._data.ledgers
 
     def environment(self) -> dict[str, str]:
         """Settings for vdkit's own commands and for govc; the password is among them.
@@ -226,21 +254,63 @@ class SimulatedHost:
             if not machine.powered_on:
                 machine.power_on()
 
+    def move_machine(self, name: str, host: str | None = None) -> None:
+        """vMotion of a machine to an ESXi host by name or id; to the next one without. Raises NotFound."""
+        machine, places = self.machine(name), self.inventory.places
+        target = places.next_host(places.host_of(machine)).moref if host is None else host
+        self.inventory.move(machine, target)
+
+    def change_password(self, password: str | Secret, *, end_sessions: bool = False) -> None:
+        """The account's password is another one from now on; sessions go on unless they are ended."""
+        self.password = _secret(password)
+        if self.world is not None:
+            self.world.password = self.password
+        if end_sessions:
+            self.expire_sessions()
+
     def expire_sessions(self) -> None:
         """End every session, as a restart of the management service does."""
         if self.world is not None:
             self.world.sessions.close_all()
             self.world.changes.bump()
 
+    def stop_management(self) -> None:
+        """The management service goes down: sessions are gone, connections break, the port refuses."""
+        self.expire_sessions()
+        if self._https is not None:
+            self._https.stop()
+
+    def start_management(self) -> None:
+        """It comes up again, on the same port. Raises ConnectFailed if somebody else has that by now."""
+        self._listen()
+
+    def _restart_from_a_request(self) -> None:
+        """The scenario's restart. The request that met it gets no answer; its thread must not wait here."""
+        with self._mutex:
+            self._restarting = threading.Thread(target=self._restart, name="sim-restart")
+            self._restarting.start()
+        raise ConnectionLost("the management service restarts")
+
+    def _restart(self) -> None:
+        self.stop_management()
+        if not self._stopping.wait(self.scenario.restart_seconds):
+            self.start_management()
+
     def break_connections(self) -> None:
         """Break every connection to the management port; new ones are served."""
         if self._https is not None:
             self._https.break_connections()
 
+    def break_data_connections(self) -> None:
+        """Break every connection to the data ports; new ones are served."""
+        if self._data is not None:
+            self._data.break_connections()
+
     def set_data_faults(self, faults: NfcFaults | None) -> None:
         """What goes wrong on the data port, from the next connection on; None for nothing."""
         self.scenario.nfc = faults
-        self._refresh_nfc_faults()
+        if self._data is not None:
+            self._data.refresh()
 
     @property
     def internal_errors(self) -> list[BaseException]:
@@ -248,87 +318,14 @@ class SimulatedHost:
         return list(self.world.internal_errors) if self.world is not None else []
 
 
+def host_names(count: int) -> tuple[str, ...]:
+    """Names of the ESXi hosts of a simulated vCenter; a single one is called as hosts call themselves."""
+    if not 1 <= count <= MAX_HOSTS:
+        raise UsageError(f"{count} ESXi hosts", remedy=f"a simulated vCenter has 1 to {MAX_HOSTS}")
+    return (HOST_NAME,) if count == 1 else tuple(f"esx{number}.localdomain" for number in range(1, count + 1))
+
+
 def _secret(password: str | Secret | None) -> Secret:
     if password is None:
         return Secret(secrets.token_urlsafe(16))
     return password if isinstance(password, Secret) else Secret(password)
-
-
-def _certificate_for(host: str) -> Certificate:
-    """Names the loopback addresses, as every certificate of ours does, and the address listened on."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return make_certificate(names=("localhost", "localhost.localdomain", host))
-    return make_certificate(addresses=tuple({"127.0.0.1": None, "::1": None, str(address): None}))
-
-
-class _Site:
-    """What the HTTPS port serves, by path."""
-
-    def __init__(self, world: World, scenario: Scenario) -> None:
-        self._world = world
-        self._scenario = scenario
-        self._soap = Dispatcher(world)
-        self._files = FolderAccess(world.inventory)
-
-    def serve(self, request: HttpRequest) -> HttpResponse:
-        path = request.path
-        try:
-            if path in ("/sdk", "/sdk/", "/sdk/vimService"):
-                return self._call(request)
-            if path == "/sdk/vimServiceVersions.xml" and request.method == "GET":
-                return HttpResponse(headers=[_XML], body=service_versions(self._scenario.api_version))
-            if path == "/folder" or path.startswith("/folder/"):
-                return self._folder(request)
-            if path.startswith("/guest/"):
-                self._authenticate(request)
-                return self._files.guest(request)
-        except HttpFault as fault:
-            return refusal(fault)
-        except VixError as error:
-            answer = from_error(error)
-            if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                self._world.note_error(error)
-            return refusal(answer)
-        return refusal(HttpFault(HTTPStatus.NOT_FOUND, f"nothing is served at {path[:200]}"))
-
-    def _call(self, request: HttpRequest) -> HttpResponse:
-        if request.method != "POST":
-            raise HttpFault(HTTPStatus.METHOD_NOT_ALLOWED, "calls are POST requests")
-        headers = request.headers
-        client = Client(request.peer, headers.get("user-agent", ""), _host_of(request.host))
-        body = request.body.read(MAX_REQUEST)
-        reply = self._soap.serve(body, headers.get("soapaction", ""), headers.get("cookie"), client)
-        cookies = [("Set-Cookie", cookie) for cookie in reply.cookies]
-        return HttpResponse(reply.status, [_XML, ("Cache-Control", "no-cache"), *cookies], reply.body)
-
-    def _folder(self, request: HttpRequest) -> HttpResponse:
-        if request.method not in ("GET", "HEAD", "PUT"):
-            raise HttpFault(HTTPStatus.METHOD_NOT_ALLOWED, f"{request.method} is not served here")
-        self._authenticate(request)
-        if self._scenario.folder_status is not None:
-            raise HttpFault(HTTPStatus(self._scenario.folder_status), "simulated fault")
-        return self._files.folder(request)
-
-    def _authenticate(self, request: HttpRequest) -> None:
-        """A session's cookie, or the user and password of this request. Raises 401."""
-        if self._world.sessions.of_cookie(request.headers.get("cookie")) is not None:
-            return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "basic" and not self._scenario.login_refused:
-            try:
-                given = base64.b64decode(token.strip(), validate=True)
-            except binascii.Error:
-                given = b""
-            wanted = f"{self._world.user}:{self._world.password.reveal()}".encode()
-            if secrets.compare_digest(given, wanted):
-                return
-        raise HttpFault(HTTPStatus.UNAUTHORIZED, "log in first: a session's cookie, or basic authentication")
-
-
-def _host_of(header: str) -> str:
-    """The host part of a ``Host`` header."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0]

@@ -1,7 +1,8 @@
-"""What a simulated host has: datacenter, host, datastores, network, machines, each with its id.
+"""What a simulated host has: datacenter, hosts, datastores, network, machines, each with its id.
 
 The ``esx`` personality uses the ids of a stand-alone host (``ha-host``, machines ``1``, ``2``), ``vcenter``
-those of a vCenter (``host-9``, ``vm-42``). Ids stay the same for as long as the inventory lives.
+those of a vCenter (``host-9``, ``vm-42``), which may have several ESXi hosts. Ids stay the same for as long
+as the inventory lives.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from vdkit.errors import VixError
+from vdkit.errors import UsageError, VixError
 from vdkit.sim import machinefiles
 from vdkit.sim.clock import Clock, SystemClock
+from vdkit.sim.consolidation import tree_of
 from vdkit.sim.datastore import Datastore, split_path
 from vdkit.sim.faults import (
     DuplicateName,
@@ -27,21 +29,14 @@ from vdkit.sim.faults import (
 )
 from vdkit.sim.home import Hook, no_hook
 from vdkit.sim.machine import Machine
+from vdkit.sim.places import Entity, Places
 from vdkit.sim.snapshot import DiskSpec, MachineConfig, Snapshot
 from vdkit.sim.tracking import DEFAULT_PAGE
 
 PERSONALITIES = ("esx", "vcenter")
+#: What a host is called that nobody has named.
+HOST_NAME = "localhost.localdomain"
 _MAX_NAME = 80
-
-
-@dataclass(frozen=True)
-class Entity:
-    """A managed object without behaviour of its own. ``kind`` is the managed type, ``moref`` the id."""
-
-    kind: str
-    moref: str
-    name: str
-    parent: Entity | None = None
 
 
 class Inventory:
@@ -52,10 +47,16 @@ class Inventory:
         *,
         personality: str = "esx",
         clock: Clock | None = None,
-        host_name: str = "localhost.localdomain",
+        host_names: Sequence[str] = (HOST_NAME,),
     ) -> None:
+        """``host_names`` are those of the ESXi hosts: one, or on a vCenter several."""
         if personality not in PERSONALITIES:
             raise InvalidName(personality)
+        if not host_names or (personality == "esx" and len(host_names) > 1):
+            raise UsageError(
+                f"{len(host_names)} hosts with the personality {personality}",
+                remedy="only a vCenter has several hosts, and each has one at least",
+            )
         self.personality = personality
         self.clock: Clock = clock or SystemClock()
         self.hook: Hook = no_hook
@@ -70,9 +71,9 @@ class Inventory:
         self._machines: dict[str, Machine] = {}
         self._next_id = 1 if personality == "esx" else 42
         self._next_snapshot = 100
-        self._make_entities(host_name)
+        self._make_entities(host_names)
 
-    def _make_entities(self, host_name: str) -> None:
+    def _make_entities(self, host_names: Sequence[str]) -> None:
         esx = self.personality == "esx"
 
         def made(kind: str, ha: str, vc: str, name: str, parent: Entity | None) -> Entity:
@@ -90,17 +91,23 @@ class Inventory:
         self.network_folder = made("Folder", "ha-folder-network", "group-n6", "network", center)
         kind = "ComputeResource" if esx else "ClusterComputeResource"
         self.compute = made(
-            kind, "ha-compute-res", "domain-c7", host_name if esx else "Cluster", self.host_folder
+            kind, "ha-compute-res", "domain-c7", host_names[0] if esx else "Cluster", self.host_folder
         )
         self.pool = made("ResourcePool", "ha-root-pool", "resgroup-8", "Resources", self.compute)
-        self.host = made("HostSystem", "ha-host", "host-9", host_name, self.compute)
+        hosts = [
+            made("HostSystem", "ha-host", f"host-{9 + 100 * number}", name, self.compute)
+            for number, name in enumerate(host_names)
+        ]
+        #: The first, or only, ESXi host.
+        self.host = hosts[0]
+        self.places = Places(hosts, self.vm_folder)
         self.network = made(
             "Network", "HaNetwork-VM Network", "network-11", "VM Network", self.network_folder
         )
 
     @property
     def entities(self) -> list[Entity]:
-        """All that is neither a machine nor a datastore, parents first."""
+        """All that is neither a machine nor a datastore nor a folder of machines, parents first."""
         return [
             self.root_folder,
             self.datacenter,
@@ -110,7 +117,7 @@ class Inventory:
             self.network_folder,
             self.compute,
             self.pool,
-            self.host,
+            *self.places.hosts,
             self.network,
         ]
 
@@ -175,6 +182,11 @@ class Inventory:
                 return machine
         raise NotFound(f"there is no virtual machine {name!r}")
 
+    def move(self, machine: Machine, host: str) -> None:
+        """vMotion to an ESXi host by name or id. Raises NotFound."""
+        self.places.move(machine, self.places.host(host))
+        self.changed(machine)
+
     def snapshot(self, moref: str) -> tuple[Machine, Snapshot]:
         """Raises ManagedObjectNotFound."""
         for machine in self.machines:
@@ -209,7 +221,7 @@ class Inventory:
         """A new machine with its disks. ``config`` (its name is ignored) tells the rest; all or nothing."""
         self.check_name(name)
         home = self.datastore(datastore)
-        vmx_name = self._vmx_name(home, name, vmx_path)
+        vmx_name = self.free_vmx_name(home, name, vmx_path)
         fresh = config or MachineConfig.new(name)
         machine = self._register(home, vmx_name, replace(fresh, name=name))
         try:
@@ -248,7 +260,7 @@ class Inventory:
             machine.rename(name)
         return machine
 
-    def _vmx_name(self, datastore: Datastore, name: str, wanted: str | None) -> str:
+    def free_vmx_name(self, datastore: Datastore, name: str, wanted: str | None = None) -> str:
         """``vm/vm.vmx``, or ``vm_1/vm.vmx`` where that folder is taken."""
         if wanted is not None:
             asked, path = self.resolve(wanted)
@@ -272,9 +284,17 @@ class Inventory:
             self._next_id += 1
             machine = Machine(self, moref, datastore, vmx_name, config)
             self._machines[moref] = machine
+            self.places.admit(moref)
             return machine
 
     # -- what machines ask -----------------------------------------------------------------------
+
+    def shared_links(self, machine: Machine) -> frozenset[str]:
+        found: set[str] = set()
+        for other in self.machines:
+            if other is not machine:
+                found.update(tree_of(other))
+        return frozenset(found)
 
     def snapshot_moref(self, machine: Machine, uid: int) -> str:
         if self.personality == "esx":
@@ -300,6 +320,7 @@ class Inventory:
     def removed(self, machine: Machine) -> None:
         with self._mutex:
             self._machines.pop(machine.moref, None)
+        self.places.forget(machine)
         self.changed(machine)
 
     def subscribe(self, listener: Callable[[Machine], None]) -> Callable[[], None]:

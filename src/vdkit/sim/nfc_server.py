@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -22,7 +23,7 @@ from vdkit.sim.nfc_ledger import Ledger, Limits
 from vdkit.sim.nfc_login import STEP_TIMEOUT, Login, Settings
 from vdkit.sim.nfc_outlet import Outlet
 from vdkit.sim.nfc_session import DiskSession
-from vdkit.sim.ports import TicketOffice
+from vdkit.sim.ports import Grant, TicketOffice
 from vdkit.wire.nfc.handshake import HOST_VERSION_8
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,11 @@ class NfcServer:
         self.ledger = Ledger(limits)
         self._certificate = certificate
         self._settings = Settings(office, certificate, context_of(certificate), host_version, strict_records)
+        #: Called before each read with what its session may open.
+        self.on_read: Callable[[Grant], None] | None = None
         self._stopping = threading.Event()
+        self._mutex = threading.Lock()
+        self._sessions: dict[SocketStream, Grant] = {}
         self._listener = Listener(self._serve, host, port, name="nfc")
 
     @property
@@ -86,6 +91,13 @@ class NfcServer:
     def break_connections(self) -> None:
         """Break what is open now, as a restart of the host's service would; new connections are served."""
         self._listener.break_connections()
+
+    def break_sessions(self, wanted: Callable[[Grant], bool]) -> None:
+        """Break the disk sessions of the grants that are ``wanted``."""
+        with self._mutex:
+            found = [raw for raw, grant in self._sessions.items() if wanted(grant)]
+            for raw in found:
+                raw.abort()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -128,5 +140,11 @@ class NfcServer:
         if admitted is None:
             return
         stream, grant = admitted
-        with DiskSession(stream, outlet, grant, faults, self.ledger) as session:
-            session.run()
+        with self._mutex:
+            self._sessions[raw] = grant
+        try:
+            with DiskSession(stream, outlet, grant, faults, self.ledger, self.on_read) as session:
+                session.run()
+        finally:
+            with self._mutex:
+                del self._sessions[raw]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -48,13 +49,20 @@ class DiskSession:
     """Serves one client until END, or until the connection breaks. Closes its disks."""
 
     def __init__(
-        self, stream: Stream, outlet: Outlet, grant: Grant, faults: NfcFaults, ledger: Ledger
+        self,
+        stream: Stream,
+        outlet: Outlet,
+        grant: Grant,
+        faults: NfcFaults,
+        ledger: Ledger,
+        on_read: Callable[[Grant], None] | None = None,
     ) -> None:
         self._stream = stream
         self._outlet = outlet
         self._grant = grant
         self._faults = faults
         self._ledger = ledger
+        self._on_read = on_read
         self._intake = CountingIntake(stream, ledger) if ledger.counting else Intake(stream)
         self._disks: dict[int, tuple[str, BlockDevice]] = {}
         self._next_handle = _FIRST_HANDLE
@@ -241,6 +249,8 @@ class DiskSession:
         request = records.decode_io(record.payload)
         match request.direction:
             case Direction.READ:
+                if self._on_read is not None:
+                    self._on_read(self._grant)
                 if self._collects:
                     self._waiting.append((record, request))
                 else:

@@ -30,10 +30,24 @@ class Scenario:
     login_refused: bool = False
     #: None keeps sessions for ever.
     session_idle_seconds: float | None = DEFAULT_IDLE_SECONDS
+    #: Calls after which a session ends; None for no end.
+    session_calls: int | None = None
+    #: Log-ins after which the password is another one; sessions that are open go on.
+    password_logins: int | None = None
     #: Privileges that the account lacks (``VirtualMachine.State.CreateSnapshot``): NoPermission.
     missing_privileges: frozenset[str] = frozenset()
 
+    # -- the management port
+    #: Every request is answered with this HTTP status and a page of HTML, as by a proxy in between.
+    proxy_status: int | None = None
+    #: After this many requests the management service restarts: connections break, the port refuses new ones
+    #: for so many seconds, and the sessions are gone. Once.
+    restart_after_requests: int | None = None
+    restart_seconds: float = 0.0
+
     # -- calls and tasks
+    #: Seconds that a call takes, by method.
+    call_seconds: dict[str, float] = field(default_factory=dict)
     #: Fault raised by the call itself, by method.
     call_errors: dict[str, str] = field(default_factory=dict)
     #: Fault that the task ends with, by method.
@@ -45,6 +59,12 @@ class Scenario:
 
     #: Names of machines that a storage vMotion moves: a RelocateVM_Task of theirs runs meanwhile.
     relocating: frozenset[str] = frozenset()
+
+    # -- ESXi hosts, by name
+    #: Hosts in maintenance mode: no tickets for their machines, which do not start.
+    hosts_in_maintenance: frozenset[str] = frozenset()
+    #: Hosts that their vCenter has lost.
+    hosts_disconnected: frozenset[str] = frozenset()
 
     # -- snapshots
     #: Seconds that each merge of a consolidation takes.
@@ -67,6 +87,8 @@ class Scenario:
     ticket_seconds: float = 60.0
     #: Fault of the calls that issue tickets.
     ticket_error: str | None = None
+    #: Port that tickets name instead of that of the data port: nobody may listen there.
+    ticket_port: int | None = None
     #: HTTP status that every request below ``/folder`` is answered with.
     folder_status: int | None = None
     #: Faults of the data port, for the connections that use tickets issued from now on.
@@ -74,5 +96,11 @@ class Scenario:
     #: Bytes of requests that have come to one host's data port and are not yet answered, over all sessions.
     #: Requests beyond that are refused. None: no limit, and nothing is counted.
     nfc_memory_limit: int | None = None
+    #: The same for ESXi hosts, by name, that have more or less than the others.
+    nfc_memory_limits: dict[str, int] = field(default_factory=dict)
     #: Connections of one host's data port at once.
     nfc_connection_limit: int | None = None
+    #: After this many reads over all data ports, the machine that is being read moves to the next host. Once.
+    migrate_after_reads: int | None = None
+    #: A machine that moves to another host loses its disk sessions; otherwise they go on.
+    migration_breaks_sessions: bool = False

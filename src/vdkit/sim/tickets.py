@@ -35,10 +35,9 @@ class Access(Enum):
 
 @dataclass(frozen=True)
 class _Ticket:
-    access: Access
-    machine: Machine
-    disk_key: int | None
+    grant: ports.Grant
     expires: float
+    host: str
 
 
 class TicketBox:
@@ -56,21 +55,46 @@ class TicketBox:
             disk_key = None
         else:
             machine.disk(-1 if disk_key is None else disk_key)
+        host = self._inventory.places.host_of(machine).moref
+        return self.issue_grant(DiskGrant(self._inventory, access, machine, disk_key), host)
+
+    def issue_grant(self, grant: ports.Grant, host: str) -> Secret:
+        """A ticket for that grant, to be used at an ESXi host, by its id."""
         text = new_uuid("52")
         now = self._inventory.clock.monotonic()
         with self._mutex:
             self._waiting = {key: held for key, held in self._waiting.items() if held.expires > now}
             while len(self._waiting) >= MAX_WAITING:
                 del self._waiting[next(iter(self._waiting))]
-            self._waiting[text] = _Ticket(access, machine, disk_key, now + self.lifetime)
+            self._waiting[text] = _Ticket(grant, now + self.lifetime, host)
         return Secret(text)
 
     def redeem(self, ticket: str) -> ports.Grant | None:
+        return self._redeem(ticket, None)
+
+    def counter(self, host: str) -> ports.TicketOffice:
+        """The office of one ESXi host, by its id: it knows the tickets of machines that were there."""
+        return _Counter(self, host)
+
+    def _redeem(self, ticket: str, host: str | None) -> ports.Grant | None:
         with self._mutex:
-            found = self._waiting.pop(ticket, None)
+            found = self._waiting.get(ticket)
+            if found is not None and host in (None, found.host):
+                del self._waiting[ticket]
+            else:
+                found = None
         if found is None or found.expires <= self._inventory.clock.monotonic():
             return None
-        return DiskGrant(self._inventory, found.access, found.machine, found.disk_key)
+        return found.grant
+
+
+class _Counter:
+    def __init__(self, box: TicketBox, host: str) -> None:
+        self._box = box
+        self._host = host
+
+    def redeem(self, ticket: str) -> ports.Grant | None:
+        return self._box._redeem(ticket, self._host)
 
 
 class DiskGrant:
@@ -79,7 +103,7 @@ class DiskGrant:
     def __init__(self, inventory: Inventory, access: Access, machine: Machine, disk_key: int | None) -> None:
         self._inventory = inventory
         self._access = access
-        self._machine = machine
+        self.machine = machine
         self._disk_key = disk_key
 
     def open(self, path: str, *, writable: bool) -> BlockDevice:
@@ -90,7 +114,7 @@ class DiskGrant:
             datastore, name = self._inventory.resolve(path)
         except InvalidDatastorePath as error:
             raise ports.missing(path) from error
-        scope = diskaccess.links_of(self._machine, self._disk_key)
+        scope = diskaccess.links_of(self.machine, self._disk_key)
         if datastore.path(name) not in scope:
             if self._within_folder(datastore.path(name)) and not datastore.exists(name):
                 raise ports.missing(path)
@@ -99,8 +123,8 @@ class DiskGrant:
             raise ports.missing(path)
         try:
             if writable:
-                return diskaccess.open_for_writing(self._machine, datastore, name)
-            return diskaccess.open_for_reading(self._machine, datastore, name)
+                return diskaccess.open_for_writing(self.machine, datastore, name)
+            return diskaccess.open_for_reading(self.machine, datastore, name)
         except ModelFault as error:
             raise ports.Refusal(ports.CODE_DISK, str(error)) from error
 
@@ -110,7 +134,7 @@ class DiskGrant:
             datastore, name = self._inventory.resolve(path)
         except InvalidDatastorePath as error:
             raise ports.missing(path) from error
-        if datastore.path(name) not in diskaccess.links_of(self._machine, self._disk_key):
+        if datastore.path(name) not in diskaccess.links_of(self.machine, self._disk_key):
             raise ports.denied(path, writable=False)
         try:
             return diskaccess.disk_database(datastore, name)
@@ -118,4 +142,4 @@ class DiskGrant:
             raise ports.Refusal(ports.CODE_DISK, str(error)) from error
 
     def _within_folder(self, path: str) -> bool:
-        return path.startswith(f"{self._machine.datastore.path(self._machine.folder)}/")
+        return path.startswith(f"{self.machine.datastore.path(self.machine.folder)}/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vdkit.sim.faults import ManagedObjectNotFound
 from vdkit.sim.soap.authorization import AuthorizationManager
 from vdkit.sim.soap.entities import BY_KIND, Folder
+from vdkit.sim.soap.fcd import HostVStorageObjectManager, VcenterVStorageObjectManager
 from vdkit.sim.soap.objects import Managed
 from vdkit.sim.soap.placing import MachineFolder
 from vdkit.sim.soap.search import SearchIndex
@@ -31,6 +32,8 @@ def populate(world: World) -> None:
     world.add(AuthorizationManager(named("authorizationManager"), world))
     world.add(VirtualDiskManager(named("virtualDiskManager"), world))
     world.add(NfcService(named("nfcService"), world))
+    storage = VcenterVStorageObjectManager if world.is_vcenter else HostVStorageObjectManager
+    world.add(storage(named("vStorageObjectManager"), world))
     for entity in inventory.entities:
         if entity.kind == "Folder":
             kind = MachineFolder if entity is inventory.vm_folder else Folder
@@ -57,6 +60,11 @@ def populate(world: World) -> None:
         made = (DatastoreBrowser(world, one) for one in inventory.datastores)
         return next((one for one in made if one.moid == moid), None)
 
+    def folder(moid: str) -> Managed | None:
+        found = inventory.places.folder(moid)
+        return None if found is None else MachineFolder(world, found)
+
+    world.resolve_with("Folder", folder)
     world.resolve_with("VirtualMachine", machine)
     world.resolve_with("VirtualMachineSnapshot", snapshot)
     world.resolve_with("Datastore", datastore)

@@ -69,7 +69,7 @@ class Dispatcher:
     def _answer(
         self, request: codec.Request, cookie: str | None, client: Client, cookies: list[str]
     ) -> tuple[Any, Any, int]:
-        session = self._world.sessions.of_cookie(cookie)
+        session = self._world.session_of(cookie)
         if session is None and not _anonymous(request):
             raise not_authenticated(request.target)
         self._world.relocations.follow()
@@ -100,6 +100,7 @@ class Dispatcher:
             )
         for source in self._world.disabled.sources(managed.key, request.name):
             raise method_disabled(source)
+        self._world.wait(scenario.call_seconds.get(request.name, 0.0))
         named = scenario.call_errors.get(request.name)
         if named is not None:
             raise fault_named(named)

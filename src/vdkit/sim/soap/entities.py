@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyVmomi import vim
 
-from vdkit.sim.inventory import Entity
+from vdkit.sim.places import Entity
 from vdkit.sim.soap.authorization import as_methods
 from vdkit.sim.soap.faults import reference
 from vdkit.sim.soap.objects import Managed, prop
@@ -80,7 +80,7 @@ class Folder(ManagedEntity):
         for place in self._TYPES:
             if getattr(inventory, place).moref == self.moid:
                 return place
-        raise LookupError(self.moid)
+        return "vm_folder"
 
     @prop("childType")
     def child_type(self) -> list[Any]:
@@ -93,7 +93,10 @@ class Folder(ManagedEntity):
             case "root_folder":
                 return self.refs_of(inventory.datacenter)
             case "vm_folder":
-                return self.machine_refs()
+                places = inventory.places
+                below = [one for one in places.folders if one.parent == self.entity]
+                inside = [one for one in inventory.machines if places.folder_of(one) == self.entity]
+                return self.refs_of(*below) + [vim.VirtualMachine(one.moref) for one in inside]
             case "host_folder":
                 return self.refs_of(inventory.compute)
             case "datastore_folder":
@@ -135,7 +138,7 @@ class ComputeResource(ManagedEntity):
 
     @prop("host")
     def hosts(self) -> list[Any]:
-        return self.refs_of(self.world.inventory.host)
+        return self.refs_of(*self.world.inventory.places.hosts)
 
     @prop("resourcePool")
     def pool(self) -> Any:
@@ -158,8 +161,8 @@ class ComputeResource(ManagedEntity):
             numCpuThreads=8,
             effectiveCpu=8000,
             effectiveMemory=32 * 1024,
-            numHosts=1,
-            numEffectiveHosts=1,
+            numHosts=len(self.world.inventory.places.hosts),
+            numEffectiveHosts=len(self.world.inventory.places.hosts),
             overallStatus="green",
         )
 
@@ -190,7 +193,9 @@ class HostSystem(ManagedEntity):
 
     @prop("vm")
     def machines(self) -> list[Any]:
-        return self.machine_refs()
+        places = self.world.inventory.places
+        here = [one for one in self.world.inventory.machines if places.host_of(one) == self.entity]
+        return [vim.VirtualMachine(one.moref) for one in here]
 
     @prop("datastore")
     def datastores(self) -> list[Any]:
@@ -202,8 +207,12 @@ class HostSystem(ManagedEntity):
 
     @prop("runtime")
     def runtime(self) -> Any:
+        scenario = self.world.scenario
+        lost = self.entity.name in scenario.hosts_disconnected
         return vim.host.RuntimeInfo(
-            connectionState="connected", powerState="poweredOn", inMaintenanceMode=False
+            connectionState="notResponding" if lost else "connected",
+            powerState="unknown" if lost else "poweredOn",
+            inMaintenanceMode=self.entity.name in scenario.hosts_in_maintenance,
         )
 
     @prop("summary")
@@ -214,7 +223,7 @@ class HostSystem(ManagedEntity):
             config=vim.host.Summary.ConfigSummary(
                 name=self.entity.name,
                 port=443,
-                sslThumbprint=self.world.thumbprint,
+                sslThumbprint=self.world.data_ports[self.moid].thumbprint,
                 vmotionEnabled=False,
                 product=self._product(),
             ),
@@ -243,7 +252,7 @@ class Network(ManagedEntity):
 
     @prop("host")
     def hosts(self) -> list[Any]:
-        return self.refs_of(self.world.inventory.host)
+        return self.refs_of(*self.world.inventory.places.hosts)
 
     @prop("vm")
     def machines(self) -> list[Any]:

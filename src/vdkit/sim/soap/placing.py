@@ -9,6 +9,7 @@ from pyVmomi import vim
 
 from vdkit.sim.datastore import split_path
 from vdkit.sim.faults import InvalidName, NotSupported
+from vdkit.sim.machine import Machine
 from vdkit.sim.snapshot import MachineConfig
 from vdkit.sim.soap import reconfigure
 from vdkit.sim.soap.entities import Folder
@@ -35,6 +36,7 @@ class MachineFolder(Folder):
         path = spec.files.vmPathName
         datastore, rest = split_path(path)
         inventory.datastore(datastore)
+        host = self._host(call)
 
         def work(_task: Task) -> Any:
             machine = inventory.create_machine(
@@ -44,6 +46,7 @@ class MachineFolder(Folder):
                 config=_config_of(spec),
                 vmx_path=path if rest else None,
             )
+            self._settle(machine, host)
             return vim.VirtualMachine(machine.moref)
 
         return self.world.tasks.start("CreateVM_Task", self, call.session.user, work, exclusive=False)
@@ -52,13 +55,28 @@ class MachineFolder(Folder):
     def register(self, call: Call) -> Any:
         if call.asTemplate:
             raise NotSupported("templates are not simulated")
-        path, name = call.path, call.name
+        path, name, host = call.path, call.name, self._host(call)
 
         def work(_task: Task) -> Any:
             machine = self.world.inventory.register_machine(path, name)
+            self._settle(machine, host)
             return vim.VirtualMachine(machine.moref)
 
         return self.world.tasks.start("RegisterVM_Task", self, call.session.user, work, exclusive=False)
+
+    def _host(self, call: Call) -> str | None:
+        """The id of the host that the call names. Raises InvalidArgument."""
+        if call.host is None:
+            return None
+        if self.world.find(call.host) is None:
+            raise invalid_argument("host")
+        moref: str = call.host._moId
+        return moref
+
+    def _settle(self, machine: Machine, host: str | None) -> None:
+        self.world.inventory.places.put(machine, self.entity)
+        if host is not None:
+            self.world.inventory.move(machine, host)
 
 
 def _config_of(spec: Any) -> MachineConfig:

@@ -43,9 +43,13 @@ class Relocatable(ManagedEntity):
             if _datastore(world, locator.datastore) is not (target or machine.datastore):
                 raise NotSupported("All disks of a machine are relocated to one datastore.")
 
+        host = None if spec.host is None else spec.host._moId
+
         def work(_task: Task) -> None:
             if target is not None:
                 relocation.relocate(machine, target)
+            if host is not None:
+                world.inventory.move(machine, host)
 
         return world.tasks.start(METHOD, self, call.session.user, work)
 

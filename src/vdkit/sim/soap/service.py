@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim, vmodl
 
+from vdkit.net.secret import Secret
+from vdkit.sim.firstclass import DatastoreGrant
+from vdkit.sim.places import Entity
 from vdkit.sim.soap.faults import invalid_argument
 from vdkit.sim.soap.objects import Call, Managed, call, prop
 from vdkit.sim.soap.world import fault_named
@@ -30,6 +33,7 @@ MANAGERS = {
     "searchIndex": ("ha-searchindex", "SearchIndex"),
     "fileManager": ("ha-nfc-file-manager", "FileManager"),
     "virtualDiskManager": ("ha-vdiskmanager", "virtualDiskManager"),
+    "vStorageObjectManager": ("ha-vstorage-object-manager", "VStorageObjectManager"),
     "nfcService": ("ha-nfc-service", "nfcService"),
     "authorizationManager": ("ha-authmgr", "AuthorizationManager"),
 }
@@ -67,6 +71,7 @@ class ServiceInstance(Managed):
             fileManager=vim.FileManager(self._id("fileManager")),
             authorizationManager=vim.AuthorizationManager(self._id("authorizationManager")),
             virtualDiskManager=vim.VirtualDiskManager(self._id("virtualDiskManager")),
+            vStorageObjectManager=_storage_manager(world)(self._id("vStorageObjectManager")),
         )
 
     @call("RetrieveServiceContent")
@@ -101,6 +106,11 @@ class ServiceInstance(Managed):
         )
 
 
+def _storage_manager(world: World) -> Any:
+    host, vcenter = vim.vslm.host.VStorageObjectManager, vim.vslm.vcenter.VStorageObjectManager
+    return vcenter if world.is_vcenter else host
+
+
 class NfcService(Managed):
     """Hands out tickets for the data port."""
 
@@ -112,16 +122,26 @@ class NfcService(Managed):
 
     def _ticket(self, call: Call, access: Access, key: int | None) -> Any:
         world = self._world
+        machine = world.machine_of(call.vm, "vm")
+        host = world.inventory.places.host_of(machine)
+        self._before_issue(host)
+        return self._answer(call, host, world.tickets.issue(access, machine, key))
+
+    def _before_issue(self, host: Entity) -> None:
+        world = self._world
         if world.scenario.ticket_error is not None:
             raise fault_named(world.scenario.ticket_error)
-        machine = world.machine_of(call.vm, "vm")
+        world.check_host(host)
         world.before_ticket()
         world.tickets.lifetime = world.scenario.ticket_seconds
-        secret = world.tickets.issue(access, machine, key)
+
+    def _answer(self, call: Call, host: Entity, secret: Secret) -> Any:
+        world = self._world
+        place = world.data_ports[host.moref]
         return vim.HostServiceTicket(
-            host=(call.client.server or world.address) if world.is_vcenter else None,
-            port=world.data_port,
-            sslThumbprint=world.thumbprint,
+            host=(place.address or call.client.server) if world.is_vcenter else None,
+            port=world.scenario.ticket_port or place.port,
+            sslThumbprint=place.thumbprint,
             service="vpxa-nfc" if world.is_vcenter else "nfc",
             serviceVersion="1.1",
             sessionId=secret.reveal(),
@@ -138,6 +158,18 @@ class NfcService(Managed):
     @call("NfcRandomAccessOpenDisk")
     def open_disk(self, call: Call) -> Any:
         return self._ticket(call, Access.WRITE_DISK, call.diskDeviceKey)
+
+    @call("NfcFileManagement")
+    def file_management(self, call: Call) -> Any:
+        """A ticket for files of a datastore. That it opens disks is our assumption."""
+        world = self._world
+        store = next((one for one in world.inventory.datastores if one.moref == call.ds._moId), None)
+        if store is None:
+            raise invalid_argument("ds")
+        host = world.inventory.places.hosts[0]
+        self._before_issue(host)
+        secret = world.tickets.issue_grant(DatastoreGrant(world.first_class_disks, store), host.moref)
+        return self._answer(call, host, secret)
 
     @call("NfcGetServerNfcLibVersion")
     def library_version(self, call: Call) -> int:

@@ -82,6 +82,10 @@ class Sessions:
     def __init__(self, clock: Clock, idle_seconds: float | None) -> None:
         self._clock = clock
         self.idle_seconds = idle_seconds
+        #: Calls after which a session ends; None for no end.
+        self.most_calls: int | None = None
+        #: Log-ins so far.
+        self.opened = 0
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
 
@@ -92,6 +96,7 @@ class Sessions:
             if len(self._sessions) >= MAX_SESSIONS:
                 raise vim.fault.InvalidLogin(msg="The maximum number of sessions has been exceeded.")
             self._sessions[session.key] = session
+            self.opened += 1
         return session
 
     def of_cookie(self, cookie: str | None) -> Session | None:
@@ -104,7 +109,8 @@ class Sessions:
             if session is None:
                 return None
             now = self._clock.monotonic()
-            if self.idle_seconds is not None and now - session.last_active > self.idle_seconds:
+            idle = self.idle_seconds is not None and now - session.last_active > self.idle_seconds
+            if idle or (self.most_calls is not None and session.calls >= self.most_calls):
                 del self._sessions[session.key]
                 session.close()
                 return None
@@ -171,7 +177,8 @@ class SessionManager(Managed):
         user, password = call.userName or "", call.password or ""
         same = secrets.compare_digest(user.encode(), world.user.encode())
         same &= secrets.compare_digest(password.encode(), world.password.reveal().encode())
-        if not same or world.scenario.login_refused:
+        most = world.scenario.password_logins
+        if not same or world.scenario.login_refused or (most is not None and world.sessions.opened >= most):
             raise vim.fault.InvalidLogin(
                 msg="Cannot complete login due to an incorrect user name or password."
             )

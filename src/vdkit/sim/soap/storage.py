@@ -11,8 +11,8 @@ from vdkit import vmdk
 from vdkit.errors import VixError
 from vdkit.sim.datastore import Datastore as ModelDatastore
 from vdkit.sim.faults import FileNotFound, NotSupported, from_store_error
-from vdkit.sim.inventory import Entity
 from vdkit.sim.locks import Locked, LockMode
+from vdkit.sim.places import Entity
 from vdkit.sim.soap.entities import ManagedEntity
 from vdkit.sim.soap.faults import invalid_argument
 from vdkit.sim.soap.objects import Call, Managed, call, prop
@@ -50,7 +50,7 @@ class Datastore(ManagedEntity):
             capacity=capacity,
             freeSpace=free,
             accessible=True,
-            multipleHostAccess=False,
+            multipleHostAccess=len(self.world.inventory.places.hosts) > 1,
             type=self.datastore.kind,
             maintenanceMode="normal",
         )
@@ -81,8 +81,8 @@ class Datastore(ManagedEntity):
         mount = vim.host.MountInfo(
             path=f"/vmfs/volumes/{self.datastore.name}", accessMode="readWrite", mounted=True, accessible=True
         )
-        host = vim.HostSystem(self.world.inventory.host.moref)
-        return [vim.Datastore.HostMount(key=host, mountInfo=mount)]
+        hosts = [vim.HostSystem(host.moref) for host in self.world.inventory.places.hosts]
+        return [vim.Datastore.HostMount(key=host, mountInfo=mount) for host in hosts]
 
     @prop("vm")
     def machines(self) -> list[Any]:

@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any
 from pyVmomi import vim
 
 from vdkit.sim.faults import InvalidArgument
-from vdkit.sim.inventory import Entity
 from vdkit.sim.machine import Machine
+from vdkit.sim.places import Entity
 from vdkit.sim.snapshot import Snapshot
 from vdkit.sim.soap import reconfigure, vmconfig
+from vdkit.sim.soap.cloning import Clonable
 from vdkit.sim.soap.objects import Call, Managed, call, prop
-from vdkit.sim.soap.relocation import Relocatable
 from vdkit.sim.soap.world import fault_named
 
 if TYPE_CHECKING:
     from vdkit.sim.soap.world import World
 
 
-class VirtualMachine(Relocatable):
+class VirtualMachine(Clonable):
     """A view of the model's machine; it holds nothing itself, so a new one is made for every look."""
 
     kind = "VirtualMachine"
 
     def __init__(self, world: World, machine: Machine) -> None:
-        folder = world.inventory.vm_folder
+        folder = world.inventory.places.folder_of(machine)
         super().__init__(world, Entity("VirtualMachine", machine.moref, machine.name, folder))
         self.machine = machine
 
@@ -92,6 +92,8 @@ class VirtualMachine(Relocatable):
 
     @prop("resourcePool")
     def pool(self) -> Any:
+        if self.machine.config.template:
+            return None
         return vim.ResourcePool(self.world.inventory.pool.moref)
 
     @prop("snapshot")
@@ -128,6 +130,7 @@ class VirtualMachine(Relocatable):
 
     @call("PowerOnVM_Task")
     def power_on(self, call: Call) -> Any:
+        self.world.check_host(self._inventory.places.host_of(self.machine))
         return self._task(call, "PowerOnVM_Task", self.machine.power_on)
 
     @call("PowerOffVM_Task")

@@ -61,7 +61,7 @@ def _config(inventory: Inventory, machine: Machine, config: MachineConfig, disks
         version=config.version,
         uuid=config.bios_uuid,
         instanceUuid=config.instance_uuid,
-        template=False,
+        template=config.template,
         annotation=config.annotation,
         files=vim.vm.FileInfo(
             vmPathName=machine.vmx_path,
@@ -211,7 +211,7 @@ def _link(inventory: Inventory, state: DiskState, file: str, parent: Any) -> Any
 def runtime_info(inventory: Inventory, machine: Machine) -> Any:
     """``vm.runtime``"""
     return vim.vm.RuntimeInfo(
-        host=vim.HostSystem(inventory.host.moref),
+        host=vim.HostSystem(inventory.places.host_of(machine).moref),
         connectionState="connected",
         powerState=machine.power_state,
         faultToleranceState="notConfigured",
@@ -237,7 +237,7 @@ def summary(inventory: Inventory, machine: Machine, ref: Any) -> Any:
         ),
         config=vim.vm.Summary.ConfigSummary(
             name=config.name,
-            template=False,
+            template=config.template,
             vmPathName=machine.vmx_path,
             memorySizeMB=config.memory_mib,
             numCpu=config.cpus,

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pyVmomi import VmomiSupport, vmodl
+from pyVmomi import VmomiSupport, vim, vmodl
 
 from vdkit.net.secret import Secret
 from vdkit.sim.clock import Clock
 from vdkit.sim.faults import ModelFault, SnapshotFault
+from vdkit.sim.firstclass import FirstClassDisks
 from vdkit.sim.home import Hook
 from vdkit.sim.inventory import Inventory
 from vdkit.sim.machine import Machine
+from vdkit.sim.places import Entity
 from vdkit.sim.scenario import Scenario
 from vdkit.sim.soap.authorization import DisabledMethods
 from vdkit.sim.soap.changes import Changes
@@ -37,8 +40,17 @@ Resolver = Callable[[str], Managed | None]
 def _nothing() -> None: ...
 
 
+@dataclass(frozen=True)
+class DataPort:
+    """Where the data port of an ESXi host is. ``address`` empty: where the client found the management."""
+
+    address: str
+    port: int
+    thumbprint: str
+
+
 class World:
-    """One per host. ``address``, ``data_port`` and ``thumbprint`` are what tickets name."""
+    """One per host. ``data_ports`` are what tickets name, by the id of the ESXi host."""
 
     def __init__(
         self, inventory: Inventory, tickets: TicketBox, scenario: Scenario, user: str, password: Secret
@@ -51,10 +63,9 @@ class World:
         self.changes = Changes()
         self.disabled = DisabledMethods()
         self.relocations = Relocations(self)
+        self.first_class_disks = FirstClassDisks(inventory)
         self.sessions = Sessions(inventory.clock, scenario.session_idle_seconds)
-        self.address = ""
-        self.data_port = 0
-        self.thumbprint = ""
+        self.data_ports: dict[str, DataPort] = {}
         #: Called before a ticket is issued.
         self.before_ticket: Callable[[], None] = _nothing
         #: Errors that no client caused: faults of the simulated host itself.
@@ -137,6 +148,12 @@ class World:
 
     # -- sessions --------------------------------------------------------------------------------
 
+    def session_of(self, cookie: str | None) -> Session | None:
+        """The living session of a ``Cookie`` header, if the scenario lets it live for one more call."""
+        self.sessions.idle_seconds = self.scenario.session_idle_seconds
+        self.sessions.most_calls = self.scenario.session_calls
+        return self.sessions.of_cookie(cookie)
+
     def open_session(self, user: str, client: Client) -> Session:
         self.sessions.idle_seconds = self.scenario.session_idle_seconds
         session = self.sessions.open(user, client.agent, client.address)
@@ -160,6 +177,18 @@ class World:
         if named is not None:
             raise fault_named(named)
 
+    def check_host(self, host: Entity) -> None:
+        """Raises what a host raises that is in maintenance mode, or that its vCenter has lost."""
+        if host.name in self.scenario.hosts_disconnected:
+            raise vmodl.fault.HostNotConnected(
+                msg="Unable to communicate with the remote host, since it is disconnected."
+            )
+        if host.name in self.scenario.hosts_in_maintenance:
+            raise vim.fault.InvalidHostState(
+                msg="The operation is not allowed in the current state of the host.",
+                host=vim.HostSystem(host.moref),
+            )
+
     def note_error(self, error: BaseException) -> None:
         """Remember what is neither a fault of the API nor of the model: a mistake in the host."""
         if not isinstance(error, ModelFault | vmodl.MethodFault):
@@ -171,11 +200,11 @@ class World:
     def _hook(self, event: str, machine: Machine) -> None:
         self._outer_hook(event, machine)
         if event == "consolidate":
-            self._pass(self.scenario.consolidation_seconds)
+            self.wait(self.scenario.consolidation_seconds)
             if self.scenario.consolidation_fails:
                 raise SnapshotFault("Unable to consolidate the disks: the storage did not answer in time")
 
-    def _pass(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> None:
         """Let that much of the host's time pass, or less if the host stops."""
         start = self.clock.monotonic()
         while self.clock.monotonic() - start < seconds and not self.changes.closed:
