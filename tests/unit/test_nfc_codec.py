@@ -54,11 +54,9 @@ def test_damaged_chunks_are_refused(code: int, wire: bytes, length: int) -> None
         decode(code, wire, length)
 
 
-def test_fastlz_is_refused_by_name() -> None:
-    with pytest.raises(ProtocolError, match="fastlz"):
-        decode(2, bytes(16), 16)
-    with pytest.raises(NotSupported, match="fastlz"):
-        codecs.compression_of("fastlz")
+def test_names_of_compressions() -> None:
+    named = {name: codecs.compression_of(name) for name in ("none", "zlib", "fastlz", "skipz")}
+    assert named == {"none": 0, "zlib": 1, "fastlz": 2, "skipz": 3}
     with pytest.raises(UsageError, match="lzma"):
         codecs.compression_of("lzma")
 
@@ -79,7 +77,7 @@ def test_segments_may_come_in_any_order() -> None:
     assert decode(3, wire, 16) == b"ab" + bytes(10) + b"tail"
 
 
-@pytest.mark.parametrize("code", [0, 1, 3])
+@pytest.mark.parametrize("code", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     "data",
     [
@@ -100,8 +98,9 @@ def test_what_is_encoded_is_decoded(code: int, data: bytes) -> None:
 def test_what_does_not_shrink_is_stored() -> None:
     data = bytes(i * 7919 % 251 + 1 for i in range(1000))
     assert codecs.encode(3, memoryview(data)) == (0, memoryview(data))
+    assert codecs.encode(2, memoryview(data)) == (0, memoryview(data))
     with pytest.raises(NotSupported):
-        codecs.encode(2, memoryview(data))
+        codecs.encode(4, memoryview(data))
 
 
 # -- assembly ------------------------------------------------------------------------------------------

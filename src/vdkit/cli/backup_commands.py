@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from vdkit.jobs.backup import BackupResult
 
 CompressionOption = Annotated[
-    Literal["none", "zlib", "skipz"], typer.Option("--compression", help="On the wire: none, zlib or skipz.")
+    Literal["none", "zlib", "fastlz", "skipz", "auto"],
+    typer.Option(
+        "--compression", help="On the wire: none, zlib, fastlz, skipz, or auto: what suits the link."
+    ),
 ]
 QuiesceOption = Annotated[
     bool | None,

@@ -88,6 +88,18 @@ class Configuration:
         )
 
     @property
+    def buffer_size(self) -> int | None:
+        """Bytes of one NFC buffer; None if the file does not say: VixDiskLib's default is a slow one."""
+        key = "vixDiskLib.nfcAio.Session.BufSizeIn64KB"
+        return self.numbers[key] << 16 if key in self.given else None
+
+    @property
+    def buffer_count(self) -> int | None:
+        """NFC buffers of a disk; None if the file does not say."""
+        key = "vixDiskLib.nfcAio.Session.BufCount"
+        return self.numbers[key] if key in self.given else None
+
+    @property
     def temporary_folder(self) -> str | None:
         return self.texts.get("tmpDirectory")
 
@@ -143,7 +155,10 @@ def parse_configuration(text: str, where: str = "configuration") -> Configuratio
         else:
             texts[key] = value
     size = numbers["vixDiskLib.nfcAio.Session.BufSizeIn64KB"] << 16
-    if size * numbers["vixDiskLib.nfcAio.Session.BufCount"] > _MAX_BUFFERS:
+    count = numbers["vixDiskLib.nfcAio.Session.BufCount"]
+    if not size or not count:
+        raise FormatError(f"{where}: no nfcAio buffers at all: BufSizeIn64KB and BufCount are at least 1")
+    if size * count > _MAX_BUFFERS:
         raise FormatError(f"{where}: nfcAio buffers of more than {_MAX_BUFFERS} bytes together")
     return Configuration(numbers, texts, frozenset(given), tuple(warnings))
 

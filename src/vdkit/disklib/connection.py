@@ -100,6 +100,9 @@ class Connection:
         self._snapshot, self._disk = snapshot, disk
         self.notes: tuple[str, ...] = () if configuration is None else configuration.warnings
         self._timeouts = None if configuration is None else configuration.timeouts
+        self._buffers = (
+            (None, None) if configuration is None else (configuration.buffer_size, configuration.buffer_count)
+        )
         self._closed = False
 
     @property
@@ -180,6 +183,8 @@ class Connection:
             compression=compression,
             retry=retry or Retry(),
             timeouts=self._timeouts,
+            buffer_size=self._buffers[0],
+            buffer_count=self._buffers[1],
             cancel=cancel,
         )
         subject = (

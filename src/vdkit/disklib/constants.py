@@ -106,12 +106,13 @@ COMPRESSION_MASK: Final = 0x3F0
 _COMPRESSIONS: Final[dict[int, CompressionName]] = {
     0: "none",
     OpenFlags.COMPRESSION_ZLIB: "zlib",
+    OpenFlags.COMPRESSION_FASTLZ: "fastlz",
     OpenFlags.COMPRESSION_SKIPZ: "skipz",
 }
 
 
 def compression_name(flags: int) -> CompressionName:
-    """The compression that ``flags`` ask for. Raises NotSupported for one that is not built, or two."""
+    """The compression that ``flags`` ask for. Raises NotSupported for one that nobody knows, or two."""
     asked = flags & COMPRESSION_MASK
     name = _COMPRESSIONS.get(asked)
     if name is None:

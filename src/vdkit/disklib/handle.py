@@ -27,7 +27,7 @@ from vdkit.disklib.constants import (
     DiskType,
 )
 from vdkit.disklib.info import Info, local_info
-from vdkit.disklib.requests import Completion, Requests
+from vdkit.disklib.requests import LOCAL_WORKERS, REMOTE_WORKERS, Completion, Request, Requests
 from vdkit.disklib.resuming import ResumingDisk
 from vdkit.errors import Closed, KeyNotFound, NotSupported, OutOfRange, ReadOnly, UsageError
 from vdkit.vmdk import Disk
@@ -71,7 +71,7 @@ class DiskHandle(Forwarding):
         self._transport_mode, self._path = transport_mode, path
         self._local, self._origin = local, origin
         self._describe = describe or local_info
-        self._requests = Requests(self._name)
+        self._requests = Requests(self._name, LOCAL_WORKERS if local else REMOTE_WORKERS)
         self.notes = notes
 
     @property
@@ -110,22 +110,30 @@ class DiskHandle(Forwarding):
         num_sectors: int,
         buffer: WritableBuffer,
         completion: Completion | None = None,
-    ) -> None:
+    ) -> Request:
         """Begin to read into ``buffer``, which is the disk's until ``completion`` is called with the result.
 
-        The completion is called in a thread of the disk, perhaps before this call returns. Without one, an
-        error is raised by the next :meth:`wait`, :meth:`flush` or :meth:`close`. Errors of the arguments are
-        raised here, and no completion follows.
+        The request that is returned can be cancelled as long as it has not begun. The completion is called in
+        a thread of the disk, perhaps before this call returns. Without one, an error is raised by the next
+        :meth:`wait`, :meth:`flush` or :meth:`close`. Errors of the arguments are raised here, and no
+        completion follows.
         """
         view = self._room(start_sector, num_sectors, buffer)
-        self._requests.submit(lambda: self.read_into(start_sector * SECTOR_SIZE, view), completion)
+        return self._requests.submit(lambda: self.read_into(start_sector * SECTOR_SIZE, view), completion)
 
     def write_async(
         self, start_sector: int, data: ReadableBuffer, completion: Completion | None = None
-    ) -> None:
+    ) -> Request:
         """Begin to write; as :meth:`read_async`. ``data`` must not change until the completion."""
         view = self._sectors_of(start_sector, data)
-        self._requests.submit(lambda: self.write_from(start_sector * SECTOR_SIZE, view), completion)
+        return self._requests.submit(lambda: self.write_from(start_sector * SECTOR_SIZE, view), completion)
+
+    def cancel(self) -> int:
+        """Cancel the requests that have not begun; how many those were. Their completions get Cancelled.
+
+        What has begun goes on, and :meth:`wait` waits for it.
+        """
+        return self._requests.cancel()
 
     def wait(self) -> None:
         """Until every request begun before has ended; raises the error that no completion was told of."""
