@@ -1,4 +1,4 @@
-"""A host's budget among processes: killed, forked and stopped ones keep nothing, and all stay below the limit."""
+"""A host's budget among processes: killed and forked ones keep nothing, and all stay below the limit."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_users_share_in_a_sticky_folder(tmp_path_factory: pytest.TempPathFactory
 
 
 def test_many_threads_stay_below_the_limit(budget: HostBudget) -> None:
-    """Eight threads with one lease after the other; what all of them were granted is counted as it happens."""
+    """Eight threads, one lease after the other; what all of them were granted is counted as it happens."""
     lock, errors = threading.Lock(), list[str]()
     state = {"requested": 0, "leases": 0, "most": 0}
 

@@ -1,0 +1,272 @@
+"""Many disks of one host at once, in threads and in processes: the host's limits are kept, and nobody fails.
+
+The host counts: bytes of requests that have come and are not answered, and connections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from simulated_login import logged_in, the_machine
+
+from vdkit.block.workers import CancelToken, WorkerScope
+from vdkit.disklib.remote import Retry, open_remote
+from vdkit.disklib.resuming import ResumingDisk
+from vdkit.errors import Cancelled, TooManyConnections, VixError
+from vdkit.net.budget import HostBudget, HostBudgets
+from vdkit.net.limits import HostLimits, limits_of
+from vdkit.sim.clock import ManualClock
+from vdkit.sim.host import SimulatedHost
+from vdkit.sim.nfc_faults import NfcFaults
+from vdkit.sim.scenario import Scenario
+from vdkit.testing.fixtures import HostFactory
+from vdkit.transports.nfc import Timeouts
+from vdkit.vsphere.inventory import list_machines
+from vdkit.vsphere.model import VirtualMachine
+from vdkit.vsphere.session import Session
+
+MIB = 1 << 20
+MEMORY = 48 * MIB
+#: Bytes at the start of every disk that are written and read.
+USED = 4 * MIB
+#: Reads wait a little, so that what is asked for really piles up at the host.
+SLOW = NfcFaults(slow_reads=0.02)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Where the processes of one test meet; nothing may be left in it."""
+    folder = tmp_path / "limits"
+    folder.mkdir()
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def make(simulated_host_factory: HostFactory) -> Callable[..., tuple[SimulatedHost, list[str]]]:
+    """A host with that many machines, and the hash of the start of each one's disk."""
+
+    def make(machines: int, **options: object) -> tuple[SimulatedHost, list[str]]:
+        scenario = Scenario(api_version="7.0.3.0", nfc=SLOW, nfc_memory_limit=MEMORY)
+        host = simulated_host_factory(machines=machines, scenario=scenario, **options)
+        hashes = []
+        for number in range(1, machines + 1):
+            data = Random(number).randbytes(USED)
+            machine = host.machine(f"vm{number}")
+            machine.power_on()
+            machine.disk(2000).guest().write_from(0, data)
+            machine.power_off()
+            hashes.append(hashlib.sha256(data).hexdigest())
+        return host, hashes
+
+    return make
+
+
+def opened(
+    session: Session, machine: str | VirtualMachine, budgets: HostBudgets, **options: object
+) -> ResumingDisk:
+    vm = the_machine(session, machine) if isinstance(machine, str) else machine
+    return open_remote(session, vm, vm.disks[0].file, mode="nbd", budget=budgets, **options)  # type: ignore[arg-type]
+
+
+def hash_of(disk: ResumingDisk) -> str:
+    """All of the used part in one call, so that the window is what limits it."""
+    data = bytearray(USED)
+    view = memoryview(data)
+    disk.read_many([(offset, view[offset : offset + MIB]) for offset in range(0, USED, MIB)])
+    return hashlib.sha256(data).hexdigest()
+
+
+def nothing_was_refused(host: SimulatedHost) -> None:
+    assert host.nfc_memory_refused == 0
+    assert host.nfc_connections_refused == 0
+    assert host.nfc_memory_peak <= MEMORY
+    assert host.internal_errors == []
+
+
+def test_32_disks_at_once_keep_a_hosts_memory(
+    make: Callable[..., tuple[SimulatedHost, list[str]]], folder: Path
+) -> None:
+    host, hashes = make(32)
+    budgets = HostBudgets(folder=folder)
+    found: dict[str, str] = {}
+    retried: list[VixError] = []
+    together = threading.Barrier(32)
+
+    def read(session: Session, vm: VirtualMachine) -> None:
+        retry = Retry(notify=lambda error, seconds: retried.append(error))
+        with opened(session, vm, budgets, retry=retry) as disk:
+            together.wait()
+            found[vm.name] = hash_of(disk)
+
+    with logged_in(host) as session, WorkerScope("read") as scope:
+        for vm in list_machines(session):
+            scope.spawn(read, session, vm)
+    assert [found[f"vm{number}"] for number in range(1, 33)] == hashes
+    assert retried == []
+    nothing_was_refused(host)
+    assert host.nfc_memory_peak > MEMORY // 4, "they really used it"
+
+
+#: Reads some machines' disks at once and prints the hash of each. The password comes through standard input.
+READER = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[6].split(":")
+from test_host_budget import HostBudgets, Session, WorkerScope, hash_of, opened
+from vdkit.net.secret import Secret
+from vdkit.net.trust import Trust
+host, port, user, thumbprint, folder = sys.argv[1:6]
+names = sys.argv[7:]
+password = Secret(sys.stdin.readline().rstrip("\\n"))
+hashes = {}
+def read(name):
+    with opened(session, name, HostBudgets(folder=Path(folder))) as disk:
+        hashes[name] = hash_of(disk)
+with Session.login(host, int(port), user, password, Trust(sha256=thumbprint)) as session:
+    with WorkerScope("read") as scope:
+        for name in names:
+            scope.spawn(read, name)
+print(" ".join(hashes[name] for name in names))
+"""
+
+
+def test_eight_processes_share_a_hosts_memory(
+    make: Callable[..., tuple[SimulatedHost, list[str]]], folder: Path
+) -> None:
+    host, hashes = make(32)
+    here = ":".join(path for path in sys.path if path)
+    running = []
+    for process in range(8):
+        names = [f"vm{process * 4 + number}" for number in range(1, 5)]
+        where = [host.host, str(host.port), host.user, host.thumbprint_sha256, str(folder), here]
+        one = subprocess.Popen(
+            [sys.executable, "-c", READER, *where, *names],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(one)
+    found: list[str] = []
+    for one in running:
+        output, errors = one.communicate(host.password.reveal() + "\n", timeout=120)
+        assert one.returncode == 0, errors
+        found += output.split()
+    assert found == hashes
+    nothing_was_refused(host)
+
+
+def test_60_disks_through_vcenter_take_turns(
+    make: Callable[..., tuple[SimulatedHost, list[str]]], folder: Path
+) -> None:
+    host, hashes = make(60, personality="vcenter")
+    host.scenario.nfc_connection_limit = 52
+    found: dict[str, str] = {}
+    waiting: list[str] = []
+    somebody_waits = threading.Event()
+
+    def tell(text: str) -> None:
+        waiting.append(text)
+        somebody_waits.set()
+
+    retry = Retry(waiting=tell)
+
+    def read(session: Session, vm: VirtualMachine) -> None:
+        with opened(session, vm, HostBudgets(folder=folder), retry=retry) as disk:
+            # Nobody ends before somebody waits.
+            assert somebody_waits.wait(120)
+            found[vm.name] = hash_of(disk)
+
+    with logged_in(host) as session, WorkerScope("read") as scope:
+        for vm in list_machines(session):
+            scope.spawn(read, session, vm)
+    assert [found[f"vm{number}"] for number in range(1, 61)] == hashes
+    nothing_was_refused(host)
+    assert 40 <= host.nfc_connections_peak <= limits_of("7.0.3", "vpxa").connections
+    assert f"{host.nfc_port}: waiting for a connection" in waiting[0]
+    assert "vpxa: 50 of 50 connections" in waiting[0]
+
+
+# -- one disk, and a host whose connections others have -------------------------------------------
+
+
+def budget_of(host: SimulatedHost, budgets: HostBudgets) -> HostBudget:
+    return budgets.of(host.host, host.nfc_port, "hostd", HostLimits(MEMORY, 50))
+
+
+def test_a_disk_waits_for_its_turn_and_takes_a_fresh_ticket(
+    simulated_host_factory: HostFactory, folder: Path
+) -> None:
+    """The ticket that told it where to wait has expired by then."""
+    clock = ManualClock()
+    host = simulated_host_factory(clock=clock)
+    budgets = HostBudgets(folder=folder, connections=1)
+    held = budget_of(host, budgets).lease()
+    waiting: list[str] = []
+
+    def sleep(seconds: float) -> None:
+        assert waiting
+        clock.advance(2 * host.scenario.ticket_seconds)
+        held.close()
+
+    with logged_in(host) as session:
+        retry = Retry(attempts=1, waiting=waiting.append, sleep=sleep)
+        with opened(session, "vm1", budgets, retry=retry) as disk:
+            assert hash_of(disk)
+    assert len(waiting) == 1 and "1 of 1 connections" in waiting[0]
+
+
+def test_waiting_ends_with_the_configured_time(simulated_host: SimulatedHost, folder: Path) -> None:
+    budgets = HostBudgets(folder=folder, connections=1)
+    with logged_in(simulated_host) as session:
+        held = budget_of(simulated_host, budgets).lease()
+        slept: list[float] = []
+        retry = Retry(attempts=2, sleep=slept.append)
+        with pytest.raises(TooManyConnections) as caught:
+            opened(session, "vm1", budgets, retry=retry, timeouts=Timeouts(request=3))
+        assert f"{simulated_host.nfc_port}" in str(caught.value) and "in 3 s" in str(caught.value)
+        assert 5 < sum(slept) < 9, "twice three seconds, and the pause between"
+        cancel = CancelToken()
+        retry = Retry(waiting=lambda text: cancel.cancel(), sleep=slept.append)
+        with pytest.raises(Cancelled):
+            opened(session, "vm1", budgets, retry=retry, cancel=cancel)
+        held.close()
+
+
+def test_every_way_out_gives_the_connection_back(simulated_host: SimulatedHost, folder: Path) -> None:
+    budgets = HostBudgets(folder=folder, connections=1)
+    retry = Retry(attempts=1)
+    with logged_in(simulated_host) as session:
+        for faults in (
+            NfcFaults(proxy_refused=True),
+            NfcFaults(open_error=(1, "no")),
+            NfcFaults(cut_after_messages=6),
+        ):
+            simulated_host.set_data_faults(faults)
+            with pytest.raises(VixError), opened(session, "vm1", budgets, retry=retry) as disk:
+                hash_of(disk)
+            assert list(folder.iterdir()) == []
+        simulated_host.set_data_faults(None)
+        with opened(session, "vm1", budgets, retry=retry) as disk:
+            assert len(list(folder.iterdir())) == 1
+            hash_of(disk)
+        assert list(folder.iterdir()) == []
+
+
+def test_a_reopened_disk_has_one_lease(simulated_host: SimulatedHost, folder: Path) -> None:
+    budgets = HostBudgets(folder=folder, connections=1)
+    with logged_in(simulated_host) as session:
+        simulated_host.set_data_faults(NfcFaults(cut_after_messages=18))
+        with opened(session, "vm1", budgets, retry=Retry(sleep=lambda seconds: None)) as disk:
+            simulated_host.set_data_faults(None)
+            first, second = hash_of(disk), hash_of(disk)
+            assert first == second and disk.reopened == 1
+            assert budget_of(simulated_host, budgets).usage().connections == 1
