@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyVmomi import vim, vmodl
-from vsphere_fakes import FakeStub, devices, disk_device, fake_machine, fake_session
 
 from vdkit.block.extent import RangeSet
 from vdkit.errors import (
@@ -19,11 +18,12 @@ from vdkit.errors import (
     TrackingReset,
     UsageError,
 )
-from vdkit.vsphere.hardware import diagnose
+from vdkit.vsphere.hardware import diagnose, disks
 from vdkit.vsphere.known_faults import losing_changes
-from vdkit.vsphere.model import Backing, Tracking
+from vdkit.vsphere.model import Backing, Snapshot, Tracking
 from vdkit.vsphere.session import About
 from vdkit.vsphere.tracking import ChangeQuery, enable
+from vsphere_fakes import FakeStub, devices, disk_device, fake_machine, fake_session
 
 GIB = 1 << 30
 UNIT = 1 << 16
@@ -195,6 +195,26 @@ def test_row_12_enabling_makes_and_removes_a_snapshot_where_it_is_needed() -> No
     assert [disk.tracking.tracking for disk in after.disks] == [Tracking.ACTIVE]
 
 
+@pytest.mark.parametrize("on", [False, True])
+def test_row_12_tracking_never_begins_above_snapshots(on: bool) -> None:
+    """Whether it is off or has not started: the snapshots are named, and nothing is changed."""
+    stub = FakeStub()
+    (disk,) = disks([disk_device(2000)], enabled=on, supported=True)
+    above = (Snapshot("s1", "before the update", "", children=(Snapshot("s2", "after", ""),)),)
+    vm = fake_machine(disks=(disk,), change_tracking=on, snapshots=above)
+    with pytest.raises(ChangeTrackingError, match=r"'before the update', 'after'; delete them"):
+        enable(fake_session(stub), vm, run="r")
+    assert stub.calls == []
+
+
+def test_tracking_that_runs_is_left_alone_whatever_snapshots_there_are() -> None:
+    stub = FakeStub()
+    (disk,) = disks([disk_device(2000, change_id=f"{HISTORY}/1")], enabled=True, supported=True)
+    vm = fake_machine(disks=(disk,), change_tracking=True, snapshots=(Snapshot("s1", "s", ""),))
+    assert enable(fake_session(stub), vm, run="r") is vm
+    assert stub.calls == []
+
+
 def test_row_13_ids_come_from_the_snapshot_that_is_read() -> None:
     """Reading the id at another moment corrupted guests: only this snapshot's own id can be had, and only
     after its map was read."""
@@ -261,6 +281,8 @@ def test_row_14_hosts_known_to_lose_changes_are_a_reset() -> None:
         ("6.5.0", "1", None, GIB, False),
         ("5.5.0", "1", 100 * GIB, 127 * GIB, False),
         ("5.5.0", "1", 100 * GIB, 128 * GIB, True),
+        ("5.5.0", "1", None, 128 * GIB, True),
+        ("5.5.0", "1", None, 127 * GIB, False),
         ("8.0.3", "24022510", 100 * GIB, 300 * GIB, False),
         ("", "", None, GIB, False),
     ],
@@ -282,6 +304,7 @@ def test_known_faulty_releases(version: str, build: str, before: int | None, now
         lambda o: page(o, GIB, [(0, -UNIT)]),
         lambda o: page(o, 2 * UNIT, [(2 * UNIT, UNIT)]),
         lambda o: page(o, GIB, [(-UNIT, UNIT)]),
+        lambda o: page(o, GIB, [(UNIT, 0)]),
     ],
 )
 def test_a_map_that_cannot_be_true_is_refused(answer: Callable[[int], Any]) -> None:
