@@ -56,8 +56,8 @@ def tree_of(machine: Machine) -> dict[str, str | None]:
 
 
 def kept_by(machine: Machine) -> set[str]:
-    """The links that are somebody's: current leaves and what snapshots froze."""
-    kept = {disk.file for disk in machine.disks.values()}
+    """The links that are somebody's: current leaves, what snapshots froze, what other machines stand on."""
+    kept = {disk.file for disk in machine.disks.values()} | machine.home.shared_links(machine)
     for snapshot in machine.snapshots():
         kept |= {state.file for state in snapshot.disks.values()}
     return kept
@@ -194,8 +194,12 @@ def recover(machine: Machine) -> None:
 
 
 def delete_links(machine: Machine, tree: Tree) -> None:
-    """All of them, children before parents. Raises FileLocked before anything is deleted."""
-    located = [_locate(machine, link) for link in sorted(tree, key=lambda name: -_depth(tree, name))]
+    """All that no other machine stands on, children before parents. Raises FileLocked before anything is
+    deleted.
+    """
+    shared = machine.home.shared_links(machine)
+    ours = [link for link in sorted(tree, key=lambda name: -_depth(tree, name)) if link not in shared]
+    located = [_locate(machine, link) for link in ours]
     held: list[FileLock] = []
     try:
         held.extend(_hold(datastore, [name]) for datastore, name in located)

@@ -33,7 +33,7 @@ def open_for_reading(machine: Machine, datastore: Datastore, name: str) -> Block
     if machine.powered_on and any(disk.file == path for disk in machine.disks.values()):
         raise ports.running(path)
     facts = links.inspect(datastore, name)
-    lock = _lock(datastore, path, [(link, LockMode.READ) for link in (name, *facts.parents)])
+    lock = lock_links(datastore, path, [(link, LockMode.READ) for link in (name, *facts.parents)])
     try:
         if links.inspect(datastore, name).parents != facts.parents:
             # A consolidation went by between the look and the lock.
@@ -53,7 +53,7 @@ def open_for_writing(machine: Machine, datastore: Datastore, name: str) -> Writa
         raise ports.denied(path, writable=True)
     if machine.powered_on:
         raise ports.running(path)
-    lock = _lock(datastore, path, disk.running_locks())
+    lock = lock_links(datastore, path, disk.running_locks())
     try:
         if disk.file != path:
             # A snapshot went by between the look and the lock.
@@ -64,7 +64,8 @@ def open_for_writing(machine: Machine, datastore: Datastore, name: str) -> Writa
         raise
 
 
-def _lock(datastore: Datastore, path: str, wanted: list[tuple[str, LockMode]]) -> FileLock:
+def lock_links(datastore: Datastore, path: str, wanted: list[tuple[str, LockMode]]) -> FileLock:
+    """The files of a disk for a data session. Raises Refusal."""
     try:
         return datastore.locks.acquire(wanted, _HOLDER)
     except Locked as error:

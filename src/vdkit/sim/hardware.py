@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from vdkit.sim.faults import (
     InvalidDatastorePath,
     InvalidDeviceSpec,
 )
-from vdkit.sim.locks import Locked
+from vdkit.sim.locks import Locked, LockMode
 
 if TYPE_CHECKING:
     from vdkit.sim.machine import Machine
@@ -150,7 +151,7 @@ def free_slot(machine: Machine, wanted: int | None, controller: Controller | Non
 
 def _place(machine: Machine, path: str | None) -> tuple[Datastore, str]:
     """Where a disk's descriptor is to be; without a path, a free name beside the .vmx file."""
-    stem = machine.vmx_name.removesuffix(".vmx")
+    stem = machine.stem
     if path is not None:
         store_name, name = split_path(path)
         datastore = machine.home.datastore(store_name)
@@ -209,26 +210,30 @@ def remove_disk(machine: Machine, key: int, *, destroy_files: bool) -> None:
         machine.disks = {other: found for other, found in machine.disks.items() if other != key}
     machine.save()
     if destroy_files:
-        delete_chain(disk)
+        delete_chain(disk, machine.home.shared_links(machine))
 
 
-def delete_chain(disk: SimDisk) -> None:
-    """All links of a disk that is not open. Raises FileLocked, and FileFault where a file resists."""
+def delete_chain(disk: SimDisk, shared: Collection[str] = ()) -> None:
+    """All links of a disk that is not open, except those that others stand on (``shared``, by path). Raises
+    FileLocked, and FileFault where a file resists.
+    """
+    store = disk.datastore
+    names = [name for name in (disk.leaf, *disk.facts.parents) if store.path(name) not in shared]
     try:
-        held = disk.datastore.locks.acquire(disk.all_exclusive(), "a deletion")
+        held = store.locks.acquire([(name, LockMode.WRITE) for name in names], "a deletion")
     except Locked as error:
         raise FileLocked(disk.file, str(error)) from error
     with held:
-        for name in (disk.leaf, *disk.facts.parents):
-            links.delete(disk.datastore, name)
+        for name in names:
+            links.delete(store, name)
 
 
 def grow_disk(machine: Machine, key: int, capacity: int) -> None:
     disk = machine.disk(key)
     if capacity < disk.capacity:
         raise InvalidDeviceSpec(f"disk {key} has {disk.capacity} bytes and cannot shrink to {capacity}")
-    if disk.facts.parents:
-        raise GenericVmConfigFault(f"{machine.name}: disk {key} has snapshots and cannot be grown")
+    if disk.facts.parents or disk.file in machine.home.shared_links(machine):
+        raise GenericVmConfigFault(f"{machine.name}: disk {key} has snapshots or clones and cannot be grown")
     try:
         with machine.gate.stun():
             disk.grow(capacity)

@@ -38,6 +38,9 @@ class MachineHome(Protocol):
     def datastore(self, name: str) -> Datastore:
         """Raises InvalidDatastorePath."""
 
+    def shared_links(self, machine: Machine) -> frozenset[str]:
+        """Datastore paths of links that other machines stand on: linked clones, and what they came from."""
+
     def snapshot_moref(self, machine: Machine, uid: int) -> str: ...
 
     def check_name(self, name: str, machine: Machine | None = None) -> None:

@@ -1,12 +1,14 @@
 """The links of a disk as files of a datastore: what the model asks of the VMDK layer, in one place.
 
-Names are names in the datastore (``vm/vm-000001.vmdk``). All links of a disk lie in one folder, as on a host.
+Names are names in the datastore (``vm/vm-000001.vmdk``). All links of a disk lie in one folder, as on a host;
+only the delta of a linked clone stands on a link in the folder of the machine that it was cloned from.
 Base disks are ``vmfs`` (thin or thick), deltas ``vmfsSparse``; a delta of that kind ends at 2 TiB, above that
 ours are ``monolithicSparse`` (a real host would take seSparse, whose writing is not public).
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +80,7 @@ def inspect(datastore: Datastore, name: str) -> ChainFacts:
         at = name
         parents: list[str] = []
         while here.parent_hint is not None:
-            at = beside(at, here.parent_hint)
+            at = parent_of(datastore, at, here.parent_hint)
             if at == name or at in parents or len(parents) == _MAX_LINKS:
                 raise ChainError(f"{datastore.path(name)}: the chain of parents does not end")
             parents.append(at)
@@ -108,6 +110,21 @@ def beside(name: str, other: str) -> str:
     return f"{folder}{slash}{other.replace(chr(92), '/').rpartition('/')[2]}"
 
 
+def parent_of(datastore: Datastore, name: str, hint: str) -> str:
+    """The name of the parent that a hint means: where it leads within the datastore, or beside the child."""
+    text = hint.replace("\\", "/")
+    if "/" in text and not text.startswith("/"):
+        led = posixpath.normpath(posixpath.join(posixpath.dirname(name), text))
+        if not led.startswith("..") and datastore.exists(led):
+            return led
+    return beside(name, hint)
+
+
+def _folders(datastore: Datastore) -> tuple[str, ...]:
+    """Where parents may be: anywhere in the datastore."""
+    return () if datastore.folder is None else (str(datastore.folder),)
+
+
 def files_of(datastore: Datastore, name: str) -> list[str]:
     """The descriptor and the extent files of one link, as names in the datastore."""
     with storage(datastore, name):
@@ -131,13 +148,20 @@ def open_leaf(datastore: Datastore, name: str) -> WritableDevice:
     """A chain whose first link is written. Raises ModelFault."""
     with storage(datastore, name):
         # The simulated host is the one that tracks changes here, so it may write to a tracked disk.
-        return open_disk(datastore.store, name, writable=True, durable=False, keeps_tracking=True)
+        return open_disk(
+            datastore.store,
+            name,
+            writable=True,
+            durable=False,
+            keeps_tracking=True,
+            allow_paths=_folders(datastore),
+        )
 
 
 def open_frozen(datastore: Datastore, name: str) -> BlockDevice:
     """A link with its parents, for reading. Raises ModelFault."""
     with storage(datastore, name):
-        return open_disk(datastore.store, name)
+        return open_disk(datastore.store, name, allow_paths=_folders(datastore))
 
 
 # -- changing ----------------------------------------------------------------------------------------
@@ -158,7 +182,15 @@ def fork(datastore: Datastore, parent: str, child: str, capacity: int) -> None:
     fits = capacity <= MAX_COWD_SECTORS * SECTOR
     kind = DiskType.VMFS_SPARSE if fits else DiskType.MONOLITHIC_SPARSE
     with storage(datastore, child):
-        create_child(datastore.store, parent, child, disk_type=kind, durable=False, any_size=True)
+        create_child(
+            datastore.store,
+            parent,
+            child,
+            disk_type=kind,
+            durable=False,
+            any_size=True,
+            allow_paths=_folders(datastore),
+        )
 
 
 def merge(datastore: Datastore, child: str, parent: str) -> int:
@@ -175,7 +207,7 @@ def merge(datastore: Datastore, child: str, parent: str) -> int:
                     (e.offset, e.length) for e in alone.extents() if e.kind is not ExtentKind.ABSENT
                 )
             with (
-                open_disk(datastore.store, child) as source,
+                open_frozen(datastore, child) as source,
                 open_leaf(datastore, parent) as target,
             ):
                 if held:
@@ -208,7 +240,7 @@ def unadopt(datastore: Datastore, child: str, parent: str, cid: int) -> None:
             if not file.endswith(".vmdk") or name == child or not is_link(datastore, name):
                 continue
             hint = descriptor_of(datastore, name).parent_hint
-            if hint is not None and beside(name, hint) == parent:
+            if hint is not None and parent_of(datastore, name, hint) == parent:
                 _edit(datastore, name, parent_cid=fitting, hint=child.rpartition("/")[2])
 
 

@@ -24,6 +24,7 @@ from vdkit.sim.faults import (
     InvalidPowerState,
     ManagedObjectNotFound,
     NotFound,
+    NotSupported,
     TaskInProgress,
 )
 from vdkit.sim.gate import StunGate
@@ -91,6 +92,11 @@ class Machine:
         return self.vmx_name.rpartition("/")[0]
 
     @property
+    def stem(self) -> str:
+        """Of the names of its files: that of the configuration file without its ending."""
+        return self.vmx_name.rpartition(".")[0]
+
+    @property
     def vmx_path(self) -> str:
         """``[datastore1] vm/vm.vmx``"""
         return self.datastore.path(self.vmx_name)
@@ -142,6 +148,8 @@ class Machine:
 
     def power_on(self) -> None:
         with self.operation("powerOn"):
+            if self.config.template:
+                raise NotSupported(f"{self.name} is a template: it cannot be powered on")
             if self.powered_on:
                 raise InvalidPowerState(ON, ON)
             self.attach_all()
@@ -194,6 +202,19 @@ class Machine:
             self.home.check_name(name, self)
             self.config = replace(self.config, name=name)
             self.save()
+
+    def set_template(self, template: bool) -> None:
+        """A template is a machine that is off and stays so; its configuration file ends in ``.vmtx``."""
+        with self.operation("reconfigure"):
+            if self.config.template == template:
+                raise NotSupported(f"{self.name} is {'a' if template else 'no'} template already")
+            if self.powered_on:
+                raise InvalidPowerState(OFF, ON)
+            before = self.vmx_name
+            self.config = replace(self.config, template=template)
+            self.vmx_name = f"{self.stem}.{'vmtx' if template else 'vmx'}"
+            self.save()
+            self.datastore.discard(before)
 
     def set_change_tracking(self, enabled: bool) -> None:
         """On: begins at once on a machine that is off, else with the next stun. Off: at once."""
@@ -285,6 +306,8 @@ class Machine:
         self, name: str, description: str = "", *, memory: bool = False, quiesce: bool = False
     ) -> Snapshot:
         with self.operation("createSnapshot"):
+            if self.config.template:
+                raise NotSupported(f"{self.name} is a template: no snapshot of it is made")
             return snapshotting.create(self, name, description, memory=memory, quiesce=quiesce)
 
     def remove_snapshot(

@@ -37,6 +37,8 @@ Register = Callable[[Datastore, str, MachineConfig], "Machine"]
 
 #: Names of VMDK files that are no link's descriptor: extents, tracking files, mappings.
 _NOT_A_LINK = re.compile(r"(-flat|-delta|-sesparse|-ctk|-rdmp?|-pt|-[sf]\d{3,4})\.vmdk$", re.IGNORECASE)
+#: Folders of a datastore whose disks belong to no machine: first-class disks, and the catalog of them.
+NO_MACHINES = ("fcd", "catalog")
 _VOLUME = re.compile(r"^/vmfs/volumes/([^/]+)/(.+)$")
 #: Snapshots read from one list.
 _MAX_SNAPSHOTS = 1024
@@ -96,11 +98,11 @@ def _resolve(machine: Machine, reference: str) -> tuple[Datastore, str]:
 
 
 def _vmsd(machine: Machine) -> str:
-    return f"{machine.vmx_name.removesuffix('.vmx')}.vmsd"
+    return f"{machine.stem}.vmsd"
 
 
 def _vmsn(machine: Machine, uid: int) -> str:
-    return f"{machine.vmx_name.removesuffix('.vmx')}-Snapshot{uid}.vmsn"
+    return f"{machine.stem}-Snapshot{uid}.vmsn"
 
 
 # -- writing -----------------------------------------------------------------------------------------
@@ -204,8 +206,10 @@ def _split(machine: Machine, path: str) -> tuple[Datastore, str]:
 
 def discover(datastore: Datastore, folder: str, register: Register) -> list[Machine]:
     """The machines of one folder: its .vmx files, or one made for base disks that have none."""
+    if folder in NO_MACHINES:
+        return []
     names = [name for name in datastore.files(folder) if not name.endswith("/")]
-    vmx = [name for name in names if name.lower().endswith(".vmx")]
+    vmx = [name for name in names if name.lower().endswith((".vmx", ".vmtx"))]
     if vmx:
         return [load(datastore, f"{folder}/{name}", register) for name in vmx]
     leaves = _leaves(datastore, [f"{folder}/{name}" for name in names if name.lower().endswith(".vmdk")])
@@ -240,8 +244,9 @@ def load(datastore: Datastore, vmx_name: str, register: Register) -> Machine:
     if not datastore.exists(vmx_name):
         raise FileNotFound(datastore.path(vmx_name))
     text = VmxText.parse(datastore.read_text(vmx_name, MAX_TEXT_BYTES), datastore.path(vmx_name))
-    stem = vmx_name.rpartition("/")[2].removesuffix(".vmx")
-    machine = register(datastore, vmx_name, _config(text, stem))
+    stem = vmx_name.rpartition("/")[2].rpartition(".")[0]
+    template = vmx_name.lower().endswith(".vmtx")
+    machine = register(datastore, vmx_name, replace(_config(text, stem), template=template))
     machine.text = text
     try:
         _load_merging(machine)
@@ -371,7 +376,7 @@ def _read_disks(machine: Machine, text: VmxText, at: str) -> dict[int, DiskState
 
 def _own_files(machine: Machine, *suffixes: str) -> list[str]:
     """Files in the machine's folder that bear its name and one of the endings."""
-    stem = machine.vmx_name.rpartition("/")[2].removesuffix(".vmx")
+    stem = machine.stem.rpartition("/")[2]
     return [
         f"{machine.folder}/{name}"
         for name in machine.datastore.files(machine.folder)
@@ -380,7 +385,10 @@ def _own_files(machine: Machine, *suffixes: str) -> list[str]:
 
 
 def files_of(machine: Machine) -> list[str]:
-    found = [machine.datastore.path(name) for name in _own_files(machine, ".vmx", ".vmsd", ".vmsn", ".nvram")]
+    found = [
+        machine.datastore.path(name)
+        for name in _own_files(machine, ".vmx", ".vmtx", ".vmsd", ".vmsn", ".nvram")
+    ]
     for path in tree_of(machine):
         datastore, name = _split(machine, path)
         found += [datastore.path(file) for file in links.files_of(datastore, name)]
@@ -390,7 +398,9 @@ def files_of(machine: Machine) -> list[str]:
 def delete_all(machine: Machine) -> None:
     """Every link of every disk and snapshot, then the machine's own files, then its folder if it is empty."""
     delete_links(machine, {**machine.dropped_links, **tree_of(machine)})
-    for name in _own_files(machine, ".vmx", ".vmsd", ".vmsn", ".nvram", ".vmx~", ".vmsd~", ".log"):
+    for name in _own_files(
+        machine, ".vmx", ".vmtx", ".vmsd", ".vmsn", ".nvram", ".vmx~", ".vmtx~", ".vmsd~", ".log"
+    ):
         machine.datastore.discard(name)
     if machine.folder and not machine.datastore.files(machine.folder):
         machine.datastore.discard(machine.folder)
@@ -401,7 +411,7 @@ def delete_made(machine: Machine, attached: Sequence[DiskSpec]) -> None:
     keep = {spec.path for spec in attached}
     for disk in machine.disks.values():
         if disk.file not in keep:
-            hardware.delete_chain(disk)
+            hardware.delete_chain(disk, machine.home.shared_links(machine))
     machine.disks = {}
     machine.dropped_links = {}
     delete_all(machine)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Files of a machine beside its disks that are not written anew by the machine itself.
 _CARRIED = (".vmsn", ".nvram", ".log")
-_REWRITTEN = (".vmx", ".vmsd")
+_REWRITTEN = (".vmx", ".vmtx", ".vmsd")
 
 
 def relocate(machine: Machine, target: Datastore) -> None:
@@ -53,7 +53,10 @@ class _Move:
     def _places(self) -> dict[str, str]:
         """Where every link goes, by datastore path."""
         found: dict[str, str] = {}
+        shared = self._machine.home.shared_links(self._machine)
         for link, parent in self._tree.items():
+            if link in shared:
+                raise NotSupported(f"linked clones stand on {link}: it is not relocated here")
             if parent is not None and _folder_of(parent) != _folder_of(link):
                 raise NotSupported(f"{link} stands on {parent}: linked clones are not relocated here")
             place = self._target.path(f"{self._folder}/{link.rpartition('/')[2]}")
@@ -115,7 +118,7 @@ class _Move:
     def _carry_files(self) -> None:
         machine = self._machine
         for suffix in (*_CARRIED, *_REWRITTEN):
-            stem = machine.vmx_name.rpartition("/")[2].removesuffix(".vmx")
+            stem = _base(machine.stem)
             for name in machine.datastore.files(machine.folder):
                 if name.startswith(stem) and name.endswith(suffix):
                     file = f"{machine.folder}/{name}".lstrip("/")

@@ -27,6 +27,8 @@ class MachineConfig:
     hardware_version: int = 19
     change_tracking: bool = False
     annotation: str = ""
+    #: Said by the ending of the file's name alone.
+    template: bool = False
     key_id: str = ""
     """Of the key that its files are encrypted with; empty for none."""
 

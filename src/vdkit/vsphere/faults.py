@@ -82,6 +82,8 @@ _KINDS: Final[tuple[tuple[Any, type[VixError], str | None], ...]] = (
     (vim.fault.AlreadyExists, AlreadyExists, "choose another name"),
     (vim.fault.FileAlreadyExists, AlreadyExists, "choose another name or delete the file first"),
     (vim.fault.FileNotFound, NotFound, None),
+    (vim.fault.InvalidDatastorePath, NotFound, "check the name of the datastore and the path"),
+    (vim.fault.NotFound, ObjectNotFound, "it is not there (any more)"),
     (vim.fault.NoDiskSpace, DiskFull, "free space on the datastore or choose another one"),
     (vim.fault.InvalidName, UsageError, "choose another name"),
     (vim.fault.SnapshotFault, SnapshotFailed, None),
