@@ -451,3 +451,28 @@ def test_without_the_lock_a_storage_vmotion_costs_no_bytes(center: SimulatedHost
         assert center.machine("vm1").disk(2000).file.startswith("[datastore2]")
         assert point_content(repository, point) == guest.now()
         assert snapshots_left(center) == []
+
+
+def test_without_the_lock_a_disk_opened_after_the_move_is_an_error(
+    center: SimulatedHost, tmp_path: Path
+) -> None:
+    """Its path leads nowhere any more: no point, no snapshot, no wrong byte; the next backup works."""
+    center.machine("vm1").add_disk(4 << 20)
+    center.power_on_all()
+    guest = Guest(center)
+    guest.scribble(4)
+    (tmp_path / "second").mkdir()
+    center.inventory.add_folder(tmp_path / "second", "datastore2")
+    repository = new_repository(tmp_path / "repo")
+    with session_of(center) as session:
+        with pytest.raises(VixError) as caught:
+            backup_machine(session, "vm1", repository, Moves(center, session), access_lock=False, sleep=_no)
+        assert "[datastore1] vm1" in str(caught.value)
+        assert repository.points() == []
+        assert snapshots_left(center) == []
+        point = backup_machine(session, "vm1", repository, Listener()).point
+    assert point_content(repository, point) == guest.now()
+
+
+def _no(_seconds: float) -> None:
+    """Nobody waits in a test."""
