@@ -39,6 +39,7 @@ from vdkit.errors import (
     UsageError,
     VixError,
 )
+from vdkit.net.budget import HostBudgets
 from vdkit.net.secret import Secret
 from vdkit.net.trust import Trust
 from vdkit.transports.nfc import CompressionName as Compression
@@ -103,6 +104,8 @@ class Connection:
         self._buffers = (
             (None, None) if configuration is None else (configuration.buffer_size, configuration.buffer_count)
         )
+        #: How the disks opened from now on share their host with other processes; None for the default.
+        self.budget: HostBudgets | None = None
         self._closed = False
 
     @property
@@ -185,6 +188,7 @@ class Connection:
             timeouts=self._timeouts,
             buffer_size=self._buffers[0],
             buffer_count=self._buffers[1],
+            budget=self.budget,
             cancel=cancel,
         )
         subject = (
