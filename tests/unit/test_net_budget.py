@@ -119,6 +119,21 @@ def test_impossible_limits_are_refused(memory: int, connections: int) -> None:
         limits_of("8.0", "hostd").replaced(memory=memory, connections=connections)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"memory": 1},
+        {"connections": 0},
+        {"memory": MIB, "connections": 5},
+        {"wait": -1.0},
+        {"memory": 1 << 50},
+    ],
+)
+def test_budgets_that_fit_no_host_are_refused_at_once(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        HostBudgets(**wrong)  # type: ignore[arg-type]
+
+
 def test_a_name_and_its_address_are_one_host(tmp_path: Path) -> None:
     make = HostBudgets(folder=tmp_path).of
     literal = make("127.0.0.1", PORT, "hostd", SMALL)

@@ -271,11 +271,17 @@ def restore(
                 )
             written, modes = result.written, result.modes
             target = f"{result.machine.name} ({result.machine.moref})"
+    _report_restore(chosen, target, written, modes, as_json=as_json)
+
+
+def _report_restore(
+    point: Point, target: str, written: int, modes: Mapping[int, str], *, as_json: bool
+) -> None:
     if as_json:
         print_json(
             {
                 "message_type": "summary",
-                "point": chosen.id,
+                "point": point.id,
                 "target": target,
                 "bytes_written": written,
                 "transport_modes": {str(key): mode for key, mode in modes.items()},
@@ -283,7 +289,7 @@ def restore(
         )
     else:
         over = f" over {_modes(modes)}" if modes else ""
-        print_text(f"{target}: restored from {chosen.id}, {human_size(written)} written{over}")
+        print_text(f"{target}: restored from {point.id}, {human_size(written)} written{over}")
 
 
 def _report(result: BackupResult, *, as_json: bool) -> None:

@@ -39,7 +39,7 @@ from typing import Final, Protocol
 from vdkit.block.workers import CancelToken
 from vdkit.errors import HostOutOfMemory, StoreError, TooManyConnections, UsageError, VixError
 from vdkit.net.connect import host_port, unbracket, without_zone
-from vdkit.net.limits import UNIT, HostLimits, NfcServer
+from vdkit.net.limits import MAX_MEMORY, UNIT, HostLimits, NfcServer
 from vdkit.net.slots import Slots, Usage, shared_folder
 
 _log = logging.getLogger(__name__)
@@ -310,6 +310,15 @@ class HostBudgets:
     memory: int | None = None
     connections: int | None = None
     wait: float | None = None
+
+    def __post_init__(self) -> None:
+        """Numbers that fit no host are refused at once, not at the first disk. Raises UsageError."""
+        HostLimits(
+            MAX_MEMORY if self.memory is None else self.memory,
+            1 if self.connections is None else self.connections,
+        )
+        if self.wait is not None and self.wait < 0:
+            raise UsageError(f"{self.wait} seconds to wait for a host: none or more are needed")
 
     def of(self, host: str, port: int, server: NfcServer, limits: HostLimits) -> HostBudget:
         """The budget of an NFC server; ``limits`` are those of its version."""
