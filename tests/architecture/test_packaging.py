@@ -74,3 +74,31 @@ def test_wheel_declares_its_entry_points(wheel: zipfile.ZipFile) -> None:
 def test_version_is_the_package_s_own(wheel: zipfile.ZipFile) -> None:
     metadata = message_from_string(_dist_info(wheel, "METADATA"))
     assert metadata["Version"] == vdkit.__version__ == VERSION
+
+
+def test_row_c4_row_e10_no_library_is_brought_along(wheel: zipfile.ZipFile) -> None:
+    """VDDK shadowed the system's C++, SSL and glib with its own, which broke programs beside it."""
+    kinds = {Path(name).suffix for name in wheel.namelist() if ".dist-info/" not in name}
+    assert kinds <= {".py", ".typed"}
+    assert _dist_info(wheel, "WHEEL").count("Root-Is-Purelib: true") == 1
+
+
+def test_row_e28_installing_writes_its_own_files_and_nothing_else(
+    wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    """Removing VDDK needed a reboot: here nothing outside of two folders and a script is ever made."""
+    target = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", "install", "--quiet"]
+    done = subprocess.run(
+        [*pip, "--no-deps", "--no-index", "--no-compile", "--target", str(target), str(wheel.filename)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    if "No module named pip" in done.stderr:
+        pytest.skip("there is no pip in this environment")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"site"}
+    assert {path.name for path in target.iterdir()} == {"vdkit", f"vdkit-{VERSION}.dist-info", "bin"}
+    assert [path.name for path in (target / "bin").iterdir()] == ["vdkit"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vdkit.errors import ProtocolError
+from vdkit.errors import ProtocolError, TooManyConnections
 from vdkit.wire.nfc.limits import MAX_GREETING
 
 TLS_DISK = "NFCSSL supported"
@@ -44,6 +44,12 @@ def parse_greeting(line: bytes) -> Greeting:
         text = line.rstrip(b"\r\n").decode("ascii")
     except UnicodeDecodeError as error:
         raise ProtocolError("the greeting is not ASCII text") from error
+    if text[:3].isdigit() and text.startswith("4"):
+        # The class of passing refusals in protocols whose replies begin with three digits.
+        raise TooManyConnections(
+            f"the host takes no connection now: {text[:60]!r}",
+            remedy="close other disks of this host, or open fewer at once",
+        )
     if not text.startswith("220 "):
         raise ProtocolError(f"the greeting does not begin with 220: {text[:60]!r}")
     version, _, items = text[4:].partition(": ")

@@ -1,0 +1,64 @@
+"""Rows of VDDK's release notes that need a host and have no better place (see docs/explanation)."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from vdkit.disklib.connection import ConnectParams, connect
+from vdkit.disklib.constants import DiskType
+from vdkit.disklib.hosted import CreateParams
+from vdkit.net.secret import Secret
+from vdkit.net.trust import Trust
+from vdkit.sim.host import SimulatedHost
+from vdkit.testing.fixtures import HostFactory
+
+MIB = 1 << 20
+PASSWORDS = ("p@ss", "@", "a@b@c:d/e", "DOMAIN\\user%40x", "wörd & <tag> 'q' \"dq\"", " spaces ")
+
+
+def params(host: SimulatedHost) -> ConnectParams:
+    return ConnectParams(
+        host=host.host,
+        port=host.port,
+        user=host.user,
+        password=host.password,
+        trust=Trust(sha256=host.thumbprint_sha256),
+        vm="vm1",
+    )
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_row_e11_a_clone_works_with_any_password(
+    simulated_host_factory: HostFactory, tmp_path: Path, password: str
+) -> None:
+    """With an at-sign in the password, cloning from a host failed."""
+    host = simulated_host_factory(password=Secret(password), user="back@up.local")
+    with connect(params(host)) as source, connect() as local:
+        assert source.vm is not None
+        path = source.vm.disks[0].file
+        with source.open(path, read_only=False) as disk:
+            disk.write_from(MIB, b"cloned!!" * 64)
+        local.clone(tmp_path / "clone.vmdk", source, path, CreateParams(DiskType.MONOLITHIC_SPARSE))
+        with local.open(tmp_path / "clone.vmdk") as copy:
+            found = bytearray(512)
+            copy.read_into(MIB, found)
+            assert found == b"cloned!!" * 64
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_row_d7_no_thread_outlives_a_session_over_the_network(simulated_host: SimulatedHost) -> None:
+    """Threads of VDDK were left after Exit, and some programs crashed at their end."""
+    before = set(threading.enumerate())
+    with connect(params(simulated_host)) as connection:
+        assert connection.vm is not None
+        for _ in range(3):
+            with connection.open(connection.vm.disks[0].file) as disk:
+                disk.read_into(0, bytearray(MIB))
+                ended: list[object] = []
+                disk.read_async(0, 64, bytearray(64 * 512), ended.append)
+                disk.wait()
+                assert ended == [None]
+    assert set(threading.enumerate()) <= before
