@@ -6,6 +6,7 @@ The host counts: bytes of requests that have come and are not answered, and conn
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -270,3 +271,58 @@ def test_a_reopened_disk_has_one_lease(simulated_host: SimulatedHost, folder: Pa
             first, second = hash_of(disk), hash_of(disk)
             assert first == second and disk.reopened == 1
             assert budget_of(simulated_host, budgets).usage().connections == 1
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def vdkit(host: SimulatedHost, folder: Path, *arguments: str, **settings: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, **host.environment(), "VDKIT_LIMITS_FOLDER": str(folder), **settings}
+    return subprocess.Popen(
+        [sys.executable, "-m", "vdkit", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_a_backup_says_why_it_waits(simulated_host: SimulatedHost, folder: Path, tmp_path: Path) -> None:
+    held = budget_of(simulated_host, HostBudgets(folder=folder, connections=1)).lease()
+    arguments = ("backup", "vm1", "--to", str(tmp_path / "repository"), "--host-connections", "1")
+    with vdkit(simulated_host, folder, *arguments) as running:
+        assert running.stderr is not None
+        lines = []
+        for line in running.stderr:
+            lines.append(line)
+            if "waiting" in line:
+                held.close()
+        assert running.wait() == 0, lines
+    [told] = [line for line in lines if "waiting" in line]
+    assert f"{simulated_host.host}:{simulated_host.nfc_port}: waiting for a connection" in told
+    assert f"(pid {os.getpid()})" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "told"),
+    [
+        (("--host-memory", "1", "--host-connections", "5"), {}, "allow 4 connections"),
+        ((), {"VDKIT_HOST_CONNECTIONS": "many"}, "host_connections needs a whole number, not 'many'"),
+        ((), {"VDKIT_HOST_MEMORY": "0"}, "host_memory is given in MiB"),
+        (("--host-connections", "0"), {}, "host-connections"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused_before_anything_is_done(
+    simulated_host: SimulatedHost,
+    folder: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    settings: dict[str, str],
+    told: str,
+) -> None:
+    command = ("backup", "vm1", "--to", str(tmp_path / "repository"), *arguments)
+    with vdkit(simulated_host, folder, *command, **settings) as running:
+        _, errors = running.communicate()
+    assert running.returncode == 2
+    assert told in errors
+    assert list(simulated_host.machine("vm1").snapshots()) == []

@@ -7,9 +7,9 @@ processes share is told in :mod:`vdkit.net.slots`; how much there is, in :mod:`v
 A lease holds one of the connections and with it a *floor* of memory, set aside for that connection only: a
 connection that has been let in can always send. What the floors leave is common. A lease takes units of it as
 requests are sent, without ever waiting, and keeps them while it is busy, which saves the calls. Who gets
-nothing while having less than an equal share says so: until it has got some, nobody above an equal share takes
-more, and they give back what is answered. So large windows shrink by themselves. At any moment, with ``requested`` what :meth:`Lease.take` has
-granted and :meth:`Lease.give` not taken back:
+nothing while having less than an equal share says so: until it has got some, nobody above an equal share
+takes more, and they give back what is answered. So large windows shrink by themselves. At any moment, with
+``requested`` what :meth:`Lease.take` has granted and :meth:`Lease.give` not taken back:
 
 - the sum of ``requested`` over all leases is at most the host's memory, of leases at most its connections;
 - a lease of which nothing is requested is granted any request up to its floor;
