@@ -29,6 +29,8 @@ MAX_VERSIONS_REPLY: Final = 256 << 10
 #: An idle connection older than this (seconds) is not used again: hosts close theirs after about a minute,
 #: and a call that changes something must not be lost in the gap.
 IDLE_SECONDS: Final = 20
+#: Calls whose answer always has a value; the first one finds out whom we talk to.
+_NEVER_EMPTY: Final = ("RetrieveServiceContent", "RetrieveInternalContent", "Login")
 #: Connections kept open per session.
 POOL_SIZE: Final = 4
 
@@ -54,7 +56,7 @@ class VerifiedStub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc]  # pyVmom
     def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:  # noqa: N802, N803
         """The name and the arguments are pyVmomi's."""
         try:
-            return super().InvokeMethod(mo, info, args, outerStub)
+            answer = super().InvokeMethod(mo, info, args, outerStub)
         except (vmodl.MethodFault, OSError, http.client.HTTPException, VixError):
             raise
         except Exception as error:
@@ -63,6 +65,13 @@ class VerifiedStub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc]  # pyVmom
                 f"{self.where}: the answer to {info.wsdlName} cannot be understood "
                 f"({type(error).__name__}: {error})"
             ) from error
+        if answer is None and info.wsdlName in _NEVER_EMPTY:
+            # What is no SOAP at all, a page of HTML for instance, is read as an answer without a value.
+            raise ProtocolError(
+                f"{self.where}: the answer to {info.wsdlName} is not that of a vSphere host",
+                remedy="check host and port: is it a proxy, or another web server?",
+            )
+        return answer
 
     def SerializeRequest(self, mo: Any, info: Any, args: Any) -> bytes:  # noqa: N802
         """The name and the arguments are pyVmomi's."""
