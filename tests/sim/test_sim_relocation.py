@@ -13,6 +13,7 @@ from simclients import disks, done, find_vm, logged_in
 from vdkit.disklib.remote import open_remote
 from vdkit.errors import NotFound, VixError
 from vdkit.sim import relocation
+from vdkit.sim.certificates import Certificate
 from vdkit.sim.datastore import Datastore
 from vdkit.sim.faults import CannotAccessFile, FileLocked, ModelFault
 from vdkit.sim.host import SimulatedHost
@@ -201,3 +202,26 @@ def test_a_session_that_reads_survives_the_move(center: SimulatedHost) -> None:
             pass
     assert read(machine)[2 * MIB : 2 * MIB + 18] == b"after the snapshot"
     assert center.internal_errors == []
+
+
+def test_a_machine_changes_its_host_and_keeps_its_files(
+    tmp_path: Path, simulated_certificate: Certificate
+) -> None:
+    inventory = Inventory(personality="vcenter", host_names=("esx1", "esx2"))
+    inventory.add_folder(tmp_path, "datastore1")
+    inventory.create_machine("vm1", "datastore1", [DiskSpec(16 * MIB)])
+    first, second = (host.moref for host in inventory.places.hosts)
+    with SimulatedHost(inventory, certificate=simulated_certificate) as host, logged_in(host) as service:
+        vm = find_vm(service)
+        # What a backup disables is no obstacle: the files stay.
+        assert host.world is not None
+        host.world.disabled.disable(("VirtualMachine", vm._moId), ["RelocateVM_Task"], "a backup", None)
+        done(vm.MigrateVM_Task(None, vim.HostSystem(second), "defaultPriority"))
+        assert vm.runtime.host._moId == second
+        with pytest.raises(vim.fault.MethodDisabled):
+            vm.RelocateVM_Task(vim.vm.RelocateSpec(host=vim.HostSystem(first)))
+        host.world.disabled.enable(("VirtualMachine", vm._moId), ["RelocateVM_Task"], "a backup")
+        done(vm.RelocateVM_Task(vim.vm.RelocateSpec(host=vim.HostSystem(first))))
+        assert vm.runtime.host._moId == first
+        assert disks(vm)[0].backing.fileName == "[datastore1] vm1/vm1.vmdk"
+        assert host.internal_errors == []

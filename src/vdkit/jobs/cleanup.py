@@ -19,7 +19,14 @@ from pyVmomi import vim
 
 from vdkit.backup import Repository
 from vdkit.backup import lock as locks
-from vdkit.errors import RepositoryLocked, VixError
+from vdkit.errors import (
+    ControlError,
+    LoginFailed,
+    ObjectNotFound,
+    RepositoryLocked,
+    SessionExpired,
+    VixError,
+)
 from vdkit.jobs.backup import access_identity
 from vdkit.jobs.observer import Observer
 from vdkit.vsphere import access, consolidation, inventory, snapshots
@@ -34,6 +41,8 @@ class Kind(Enum):
     SNAPSHOT = "snapshot"
     CONSOLIDATION = "consolidation"
     ACCESS = "access"
+    #: The machine could not be looked at.
+    MACHINE = "machine"
 
 
 class State(Enum):
@@ -122,13 +131,26 @@ def clean_up(
     now = _host_time(session)
     items: list[Leftover] = []
     for vm in found:
-        if not remove and not _is_suspicious(vm, fixed):
+        if not _is_suspicious(vm, fixed):
             continue
         work = _Machine(
             session, vm, choice or Choice(), observer, now, is_fixed=vm.moref in fixed, remove=remove
         )
-        items += work.run()
+        items += _kept_going(work, vm, observer)
     return CleanupResult(tuple(items))
+
+
+def _kept_going(work: _Machine, vm: VirtualMachine, observer: Observer) -> list[Leftover]:
+    """A machine that cannot be looked at does not hide the others; one that is gone has no leftovers."""
+    try:
+        return work.run()
+    except ObjectNotFound:
+        return []
+    except (LoginFailed, SessionExpired):
+        raise
+    except ControlError as error:
+        observer.warning(f"{vm.name}: {error}")
+        return [Leftover(Kind.MACHINE, vm.name, vm.moref, "what is left of it", State.FAILED, str(error))]
 
 
 def _is_suspicious(vm: VirtualMachine, fixed: Collection[str]) -> bool:
@@ -162,7 +184,7 @@ class _Machine:
         self._seen_runs: list[str] = []
 
     def run(self) -> list[Leftover]:
-        with _locks(self._choice.repositories, self._vm, self._observer) as locked:
+        with _locks(self._choice.repositories, self._vm, self._observer, hold=self._remove) as locked:
             items = [self._act(item, act) for item, act in self._snapshots(locked)]
             items += [self._act(item, act) for item, act in self._consolidation(locked)]
             items += [self._act(item, act) for item, act in self._access(locked)]
@@ -264,9 +286,13 @@ def _repository_of(run: str) -> str:
 
 @contextmanager
 def _locks(
-    repositories: Sequence[Repository], vm: VirtualMachine, observer: Observer
+    repositories: Sequence[Repository], vm: VirtualMachine, observer: Observer, *, hold: bool
 ) -> Iterator[frozenset[str]]:
-    """Hold the machine's lock in every repository; the ids of those where a backup of it is running."""
+    """The ids of the repositories into which a backup of the machine is running.
+
+    With ``hold`` none begins in the others meanwhile; without, their locks are only tried: whoever just looks
+    must not make a backup fail.
+    """
     busy = set()
     with ExitStack() as held:
         for repository in repositories:
@@ -278,5 +304,8 @@ def _locks(
             except RepositoryLocked:
                 busy.add(repository.id)
                 continue
-            held.callback(lock.release)
+            if hold:
+                held.callback(lock.release)
+            else:
+                lock.release()
         yield frozenset(busy)

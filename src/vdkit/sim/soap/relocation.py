@@ -1,4 +1,4 @@
-"""RelocateVM_Task, and machines that a storage vMotion moves for as long as the scenario says."""
+"""Machines moved to another host or datastore, and those that move for as long as the scenario says."""
 
 from __future__ import annotations
 
@@ -34,16 +34,13 @@ class Relocatable(ManagedEntity):
         spec, world, machine = call.spec, self.world, self.machine
         if not world.is_vcenter:
             raise NotSupported("A stand-alone host relocates no machine.")
-        if spec.host is not None and world.find(spec.host, call.session) is None:
-            raise invalid_argument("spec.host")
+        host = self._host(call, spec.host, "spec.host")
         target = None if spec.datastore is None else _datastore(world, spec.datastore)
         for locator in spec.disk or ():
             if locator.diskId not in machine.disks:
                 raise invalid_argument("spec.disk.diskId")
             if _datastore(world, locator.datastore) is not (target or machine.datastore):
                 raise NotSupported("All disks of a machine are relocated to one datastore.")
-
-        host = None if spec.host is None else spec.host._moId
 
         def work(_task: Task) -> None:
             if target is not None:
@@ -52,6 +49,28 @@ class Relocatable(ManagedEntity):
                 world.inventory.move(machine, host)
 
         return world.tasks.start(METHOD, self, call.session.user, work)
+
+    @call("MigrateVM_Task")
+    def migrate(self, call: Call) -> Any:
+        """To another host; the files stay where they are."""
+        world, machine = self.world, self.machine
+        host = self._host(call, call.host, "host")
+        if host is None or not world.is_vcenter:
+            raise NotSupported("A machine is migrated by a vCenter, to a host that is named.")
+
+        def work(_task: Task) -> None:
+            world.inventory.move(machine, host)
+
+        return world.tasks.start("MigrateVM_Task", self, call.session.user, work)
+
+    def _host(self, call: Call, ref: Any, parameter: str) -> str | None:
+        """The id of a host that a call names."""
+        if ref is None:
+            return None
+        if self.world.find(ref, call.session) is None:
+            raise invalid_argument(parameter)
+        moref: str = ref._moId
+        return moref
 
 
 def _datastore(world: World, ref: Any) -> Datastore:
