@@ -18,12 +18,13 @@ from clitools import Vdkit
 from vdkit.backup import Kind as PointKind
 from vdkit.backup import Repository, VmIdentity, begin_point
 from vdkit.block.local import FolderStore
-from vdkit.errors import ObjectBusy, UsageError, VixError
+from vdkit.errors import ControlError, ObjectBusy, RepositoryLocked, UsageError, VixError
 from vdkit.jobs.backup import access_identity, backup_machine
 from vdkit.jobs.cleanup import Choice, Kind, State, clean_up
 from vdkit.sim.host import SimulatedHost
 from vdkit.testing.fixtures import HostFactory
 from vdkit.vsphere import access, inventory, snapshots, tasks
+from vdkit.vsphere.model import Snapshot, VirtualMachine
 from vdkit.vsphere.session import Session
 
 HOUR = 3600.0
@@ -476,3 +477,52 @@ def test_without_the_lock_a_disk_opened_after_the_move_is_an_error(
 
 def _no(_seconds: float) -> None:
     """Nobody waits in a test."""
+
+
+def test_a_machine_that_cannot_be_looked_at_does_not_hide_the_others(
+    session: Session, center: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for vm in ("vm1", "vm2"):
+        leave_snapshot(session, "dead.1", vm=vm)
+        grow_old(center, 30, vm=vm)
+    real = snapshots.find_leftovers
+
+    def find(session: Session, vm: VirtualMachine) -> list[Snapshot]:
+        if vm.name == "vm1":
+            raise ControlError("vm1: the host does not tell")
+        return real(session, vm)
+
+    monkeypatch.setattr(snapshots, "find_leftovers", find)
+    result = clean_up(session, Listener(), remove=True)
+    assert [(item.machine, item.state) for item in result.items] == [
+        ("vm1", State.FAILED),
+        ("vm2", State.CLEANED),
+    ]
+    assert (result.cleaned, result.remaining) == (1, 1)
+
+
+def test_looking_does_not_hold_a_lock_that_a_backup_needs(
+    session: Session, center: SimulatedHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = new_repository(tmp_path / "repo")
+    vm = inventory.find_machine(session, "vm1")
+    identity = VmIdentity(vm.name, (vm.instance_uuid or "").lower())
+    begin_point(repository, identity).abort()
+    leave_snapshot(session, f"{repository.id}.1")
+    real = snapshots.find_leftovers
+    begun: list[bool] = []
+
+    def find(session: Session, vm: VirtualMachine) -> list[Snapshot]:
+        try:
+            begin_point(repository, identity).abort()
+            begun.append(True)
+        except RepositoryLocked:
+            begun.append(False)
+        return real(session, vm)
+
+    monkeypatch.setattr(snapshots, "find_leftovers", find)
+    choice = Choice(repositories=(repository,))
+    assert clean_up(session, Listener(), choice=choice).remaining == 1
+    assert clean_up(session, Listener(), choice=choice, remove=True).cleaned == 1
+    # Only whoever removes keeps a backup from beginning meanwhile.
+    assert begun == [True, False]
