@@ -323,6 +323,6 @@ def test_limits_that_cannot_be_are_refused_before_anything_is_done(
     command = ("backup", "vm1", "--to", str(tmp_path / "repository"), *arguments)
     with vdkit(simulated_host, folder, *command, **settings) as running:
         _, errors = running.communicate()
-    assert running.returncode == 2
+    assert running.returncode == 2, errors
     assert told in errors
     assert list(simulated_host.machine("vm1").snapshots()) == []
