@@ -1,4 +1,4 @@
-"""The page of release notes: every row, every state, and tests that exist."""
+"""The pages of release notes and of users' threads: every row, every state, and tests that exist."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).resolve().parents[1]
-PAGE = TESTS.parent / "docs" / "explanation" / "release-notes.md"
+PAGES = TESTS.parent / "docs" / "explanation"
+PAGE = PAGES / "release-notes.md"
+THREADS = PAGES / "users-threads.md"
 ROWS = [
     f"{group}{n}"
     for group, last in (("A", 6), ("B", 6), ("C", 6), ("D", 12), ("E", 34))
@@ -47,8 +51,22 @@ def test_what_is_shown_names_its_tests_and_what_is_not_says_so() -> None:
             assert not tests, row
 
 
-def test_every_linked_test_exists() -> None:
-    links = re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE.read_text(encoding="utf-8"))
+def test_every_thread_is_there_once_and_names_its_tests() -> None:
+    found = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in THREADS.read_text(encoding="utf-8").splitlines()
+        if re.match(r"\| \d", line)
+    ]
+    assert [row[0] for row in found] == [str(number) for number in range(8, 32)]
+    for row in found:
+        assert len(row) == 5 and re.fullmatch(r"[\w.-]+/[\w.-]+#\d+", row[1]), row
+        # What is measured is no test's business.
+        assert row[4] or row[3].startswith("[measured]"), row
+
+
+@pytest.mark.parametrize("page", [PAGE, THREADS], ids=lambda page: page.stem)
+def test_every_linked_test_exists(page: Path) -> None:
+    links = re.findall(r"`([\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
     assert len(links) > 30
     known: dict[str, set[str]] = {}
     for path, name in links:

@@ -10,15 +10,19 @@ from job_helpers import Guest, Listener, new_repository, point_content, session_
 
 from clitools import Vdkit
 from vdkit.disklib.connection import connection_of
+from vdkit.disklib.modes import choose_modes, subject_of
 from vdkit.errors import ModeUnavailable, UsageError
 from vdkit.jobs.backup import backup_machine
 from vdkit.jobs.restore import restore_machine
+from vdkit.sim.controllers import DiskOptions
 from vdkit.sim.host import SimulatedHost
 from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.sim.scenario import Scenario
+from vdkit.sim.snapshot import DiskSpec
 from vdkit.testing.fixtures import HostFactory
 from vdkit.vsphere.inventory import find_machine
 
+MIB = 1 << 20
 PATH = "[datastore1] vm1/vm1.vmdk"
 TLS_ONLY = Scenario(nfc=NfcFaults(unknown_services=("nfc", "vpxa-nfc")))
 CLEAR_ONLY = Scenario(nfc=NfcFaults(greeting_without_nfcssl=True))
@@ -91,6 +95,33 @@ def test_a_backup_tells_the_mode_that_it_ended_in(
             session, repository, result.point, "back", listener, modes="nbd", verify=True
         )
         assert restored.modes == {2000: "nbdssl"}
+
+
+def test_what_a_disk_rules_out_follows_from_the_machines_configuration(
+    simulated_host_factory: HostFactory,
+) -> None:
+    host = simulated_host_factory(machines=0)
+    disks = [
+        DiskSpec(MIB),
+        DiskSpec(MIB, options=DiskOptions(key_id="key-1")),
+        DiskSpec(MIB, options=DiskOptions(mapping="physicalMode")),
+        DiskSpec(MIB, options=DiskOptions(mapping="virtualMode")),
+    ]
+    host.inventory.create_machine("vm1", "datastore1", disks)
+    with session_of(host) as session:
+        vm = find_machine(session, "vm1")
+        plain, encrypted, physical, mapped = sorted(vm.disks, key=lambda disk: disk.key)
+        everything = "file:san:hotadd:nbdssl:nbd"
+        for disk in (plain, mapped):
+            assert choose_modes(everything, subject_of(vm, disk.file)).usable == ("nbdssl", "nbd")
+        assert choose_modes(everything, subject_of(vm, encrypted.file)).usable == ("nbdssl",)
+        connection = connection_of(session, vm)
+        with pytest.raises(ModeUnavailable, match="nbd: the disk is encrypted"):
+            connection.open(encrypted.file, transport_modes="nbd")
+        with connection.open(encrypted.file, transport_modes="nbd:nbdssl") as disk:
+            assert disk.transport_mode == "nbdssl"
+        with pytest.raises(ModeUnavailable, match="raw device mapping"):
+            connection.open(physical.file)
 
 
 def test_a_list_that_cannot_work_is_told_before_anything_is_done(
