@@ -13,7 +13,14 @@ import pytest
 from simulated_login import logged_in
 
 from clitools import Vdkit
-from vdkit.errors import ConnectionRefused, DeadlineExceeded, ExitCode, HostNotFound, TransportError
+from vdkit.errors import (
+    ConnectionRefused,
+    ControlError,
+    DeadlineExceeded,
+    ExitCode,
+    HostNotFound,
+    TransportError,
+)
 from vdkit.jobs.doctor import DEFAULT_USES, examine
 from vdkit.jobs.findings import DiskVerdict, Finding, Go, Report, Severity
 from vdkit.net.fingerprints import Fingerprints, fingerprints
@@ -106,7 +113,7 @@ def test_off_and_pending_and_snapshots_are_told_apart(host: SimulatedHost) -> No
     assert report.exit_code == ExitCode.CHANGE_TRACKING
 
 
-def test_disks_of_every_kind(host: SimulatedHost) -> None:
+def test_row_16_every_disk_has_its_verdict_before_anything_starts(host: SimulatedHost) -> None:
     config = MachineConfig.new("zoo")
     made = [
         DiskSpec(MIB),
@@ -190,6 +197,19 @@ def test_c1_no_licence_privilege_is_asked_for(host: SimulatedHost) -> None:
     assert not [one for need in TABLE for one in need.ids if "Licen" in one]
     host.scenario.missing_privileges = frozenset({"Global.Licenses"})
     assert report_of(host, uses=list(Use)).go is Go.YES
+
+
+def test_the_free_licence_is_a_no_go_before_the_snapshot_is_tried(
+    simulated_host_factory: HostFactory,
+) -> None:
+    host = simulated_host_factory()
+    host.scenario.free_licence = True
+    report = report_of(host, probe=ports_answer(host))
+    assert (report.go, report.exit_code) == (Go.NO, ExitCode.CONTROL)
+    (finding,) = found(report, "server.licence")
+    assert "may only read" in finding.text
+    with logged_in(host) as session, pytest.raises(ControlError, match="licence"):
+        tracking.enable(session, find_machine(session, "vm1"), run="r")
 
 
 def test_without_the_right_to_see_sessions_it_says_so(host: SimulatedHost) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from pyVmomi import vim
 from simulated_login import logged_in, one_line, the_machine
 
 from vdkit.block.extent import RangeSet
@@ -16,6 +17,8 @@ from vdkit.errors import (
     TrackingReset,
 )
 from vdkit.sim.host import SimulatedHost
+from vdkit.sim.scenario import Scenario
+from vdkit.sim.snapshot import DiskSpec
 from vdkit.testing.fixtures import DISK_BYTES, HostFactory
 from vdkit.vsphere import snapshots, tracking
 from vdkit.vsphere.consolidation import is_outstanding
@@ -237,3 +240,40 @@ def test_a_disk_that_grew(host: SimulatedHost, session: Session) -> None:
         query.save_ids()
         changed = query.changed_ranges(KEY, since, since_capacity=DISK_BYTES)
     assert changed.covers(DISK_BYTES, DISK_BYTES)
+
+
+@pytest.mark.parametrize("version", ["5.5", "8.0.3.0"])
+def test_d1_the_lie_of_old_releases_about_a_disk_that_grew_is_not_believed(
+    simulated_host_factory: HostFactory, version: str
+) -> None:
+    """A disk that grew past 128 GiB: an old host forgets what was written beyond, a new one does not."""
+    gib = 1 << 30
+    old = version == "5.5"
+    host = simulated_host_factory(machines=0, scenario=Scenario(api_version=version, cbt_growth_fault=old))
+    machine = host.inventory.create_machine("vm1", "datastore1", [DiskSpec(127 * gib)])
+    machine.set_change_tracking(True)
+    machine.power_on()
+    with logged_in(host) as session:
+        since = next_id(session)
+        machine.grow_disk(KEY, 257 * gib)
+        edges = (128 * gib, 256 * gib)
+        beyond = write(host, *(edge + step * UNIT for edge in edges for step in (-1, 0, 1)))
+        vm = the_machine(session)
+        with snapshots.temporary_snapshot(session, vm, NAME, DESCRIPTION) as taken:
+            machine_areas = session.managed(vim.VirtualMachine, vm.moref).QueryChangedDiskAreas(
+                vim.vm.Snapshot(taken.moref), KEY, 0, since
+            )
+            told = RangeSet((one.start, one.length) for one in machine_areas.changedArea)
+            assert (beyond - told).total == (5 * UNIT if old else 0)
+            with ChangeQuery(session, vm, taken.moref) as query:
+                query.save_ids()
+                if old:
+                    with pytest.raises(TrackingReset, match="2090639"):
+                        query.changed_ranges(KEY, since, since_capacity=127 * gib)
+                    query.full(KEY)
+                else:
+                    found = query.changed_ranges(KEY, since, since_capacity=127 * gib)
+                    assert all(found.covers(*area) for area in beyond)
+                    assert found.covers(127 * gib, 130 * gib)
+                assert query.next_id(KEY)
+    assert host.internal_errors == []

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from vdkit.sim.nfc_faults import NfcFaults
 
+#: The API version of a host that nobody asked for another.
+DEFAULT_API_VERSION = "8.0.3.0"
 #: Objects in one answer of RetrievePropertiesEx if the client does not ask for fewer.
 DEFAULT_PAGE_OBJECTS = 100
 #: Seconds without a call after which a real host ends a session.
@@ -23,7 +25,7 @@ class Scenario:
     """
 
     #: The API that the host says it has, and writes its replies for.
-    api_version: str = "8.0.3.0"
+    api_version: str = DEFAULT_API_VERSION
 
     # -- sessions and privileges
     #: No password is right.
@@ -36,6 +38,8 @@ class Scenario:
     password_logins: int | None = None
     #: Privileges that the account lacks (``VirtualMachine.State.CreateSnapshot``): NoPermission.
     missing_privileges: frozenset[str] = frozenset()
+    #: The free ESXi licence: calls that need more than reading privileges are refused (RestrictedVersion).
+    free_licence: bool = False
 
     # -- the management port
     #: Every request is answered with this HTTP status and a page of HTML, as by a proxy in between.
@@ -79,6 +83,8 @@ class Scenario:
     cbt_error: str | None = None
     #: It comes only from this offset on, in bytes: a query that fails half-way.
     cbt_error_offset: int = 0
+    #: A disk that has grown past a multiple of 128 GiB is answered for only up to there, as before ESXi 6.0.
+    cbt_growth_fault: bool = False
     #: Areas in one answer of QueryChangedDiskAreas; None for the model's own number.
     areas_per_page: int | None = None
 

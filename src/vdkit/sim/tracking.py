@@ -30,6 +30,8 @@ from vdkit.sim.vmx import uuid_to_vmx
 GRANULARITY = 1 << 16
 #: Areas in one answer; the rest comes with the next call.
 DEFAULT_PAGE = 2000
+#: Old releases forget what lies beyond a multiple of this many bytes when a disk grows past it.
+GROWTH_BOUNDARY = 128 << 30
 #: The id that asks for the areas in use instead of a difference.
 ANY = "*"
 
@@ -54,6 +56,8 @@ class ChangeTracker:
         self.path = path
         self._mutex = threading.Lock()
         self._capacity = capacity
+        #: The first boundary that the disk has grown past while it was tracked, in bytes.
+        self.grown_past: int | None = None
         self._lost = False
         self._uuid = ""
         self._epochs: dict[int, BlockMap] = {}
@@ -97,7 +101,10 @@ class ChangeTracker:
     def grow(self, capacity: int) -> None:
         """New space reads as zeroes and was never written, so it is no change."""
         with self._mutex:
-            self._capacity = capacity
+            before, self._capacity = self._capacity, capacity
+            boundary = (before // GROWTH_BOUNDARY + 1) * GROWTH_BOUNDARY
+            if self.grown_past is None and capacity > boundary:
+                self.grown_past = boundary
 
     # -- questions -------------------------------------------------------------------------------
 

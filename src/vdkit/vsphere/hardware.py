@@ -123,7 +123,8 @@ def disks(devices: Iterable[Any], *, enabled: bool, supported: bool) -> Iterator
     by_key = {one.key: one for one in controllers(found)}
     for device in found:
         if isinstance(device, vim.vm.device.VirtualDisk):
-            yield _disk(device, by_key.get(device.controllerKey), enabled=enabled, supported=supported)
+            on = by_key.get(device.controllerKey or 0)
+            yield _disk(device, on, enabled=enabled, supported=supported)
 
 
 def controllers(devices: Iterable[Any]) -> Iterator[Controller]:

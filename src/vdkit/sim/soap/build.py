@@ -6,6 +6,7 @@ from vdkit.sim.faults import ManagedObjectNotFound
 from vdkit.sim.soap.authorization import AuthorizationManager
 from vdkit.sim.soap.entities import BY_KIND, Folder
 from vdkit.sim.soap.fcd import HostVStorageObjectManager, VcenterVStorageObjectManager
+from vdkit.sim.soap.licences import LicenseManager
 from vdkit.sim.soap.objects import Managed
 from vdkit.sim.soap.placing import MachineFolder
 from vdkit.sim.soap.search import SearchIndex
@@ -30,6 +31,7 @@ def populate(world: World) -> None:
     world.add(SearchIndex(named("searchIndex"), world))
     world.add(FileManager(named("fileManager"), world))
     world.add(AuthorizationManager(named("authorizationManager"), world))
+    world.add(LicenseManager(named("licenseManager"), world))
     world.add(VirtualDiskManager(named("virtualDiskManager"), world))
     world.add(NfcService(named("nfcService"), world))
     storage = VcenterVStorageObjectManager if world.is_vcenter else HostVStorageObjectManager

@@ -98,6 +98,10 @@ class Dispatcher:
                 object=request.target,
                 privilegeId=privilege,
             )
+        if scenario.free_licence and _changes(request.name, privilege):
+            raise vim.fault.RestrictedVersion(
+                msg="Current license or ESXi version prohibits execution of the requested operation."
+            )
         for source in self._world.disabled.sources(managed.key, request.name):
             raise method_disabled(source)
         self._world.wait(scenario.call_seconds.get(request.name, 0.0))
@@ -108,6 +112,11 @@ class Dispatcher:
             given = getattr(request.arguments, parameter.name)
             if given is None and not parameter.flags & VmomiSupport.F_OPTIONAL:
                 raise invalid_argument(parameter.name)
+
+
+def _changes(method: str, privilege: str | None) -> bool:
+    """True for what the free licence refuses: tasks, and what needs more than the right to look."""
+    return method.endswith("_Task") if privilege is None else not privilege.startswith("System.")
 
 
 def _anonymous(request: codec.Request) -> bool:

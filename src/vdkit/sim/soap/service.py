@@ -36,6 +36,7 @@ MANAGERS = {
     "vStorageObjectManager": ("ha-vstorage-object-manager", "VStorageObjectManager"),
     "nfcService": ("ha-nfc-service", "nfcService"),
     "authorizationManager": ("ha-authmgr", "AuthorizationManager"),
+    "licenseManager": ("ha-license-manager", "LicenseManager"),
 }
 
 
@@ -70,6 +71,7 @@ class ServiceInstance(Managed):
             searchIndex=vim.SearchIndex(self._id("searchIndex")),
             fileManager=vim.FileManager(self._id("fileManager")),
             authorizationManager=vim.AuthorizationManager(self._id("authorizationManager")),
+            licenseManager=vim.LicenseManager(self._id("licenseManager")),
             virtualDiskManager=vim.VirtualDiskManager(self._id("virtualDiskManager")),
             vStorageObjectManager=_storage_manager(world)(self._id("vStorageObjectManager")),
         )

@@ -225,11 +225,17 @@ class VirtualMachine(Clonable):
             if owner is not self.machine:
                 raise InvalidArgument("snapshot")
         found = self.machine.changed_areas(call.deviceKey, start, call.changeId or "", snapshot)
+        tracker = self.machine.disk(call.deviceKey).tracker
+        end = tracker.grown_past if tracker is not None and scenario.cbt_growth_fault else None
         area = vim.VirtualMachine.DiskChangeInfo.DiskChangeExtent
         return vim.VirtualMachine.DiskChangeInfo(
             startOffset=found.start,
             length=found.length,
-            changedArea=[area(start=offset, length=length) for offset, length in found.areas],
+            changedArea=[
+                area(start=offset, length=length if end is None else min(length, end - offset))
+                for offset, length in found.areas
+                if end is None or offset < end
+            ],
         )
 
 
