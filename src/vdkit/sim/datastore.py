@@ -30,7 +30,7 @@ def split_path(path: str) -> tuple[str, str]:
 
 
 class Datastore:
-    """A store by its name. ``kind`` is ``VMFS`` or ``NFS``: on NFS, ``*`` reports whole disks as in use.
+    """A store by its name. ``kind`` is its type (``VMFS``, ``NFS``, ``vsan``, ``VVOL``): only VMFS tells ``*`` what is in use.
 
     ``locks`` belongs to everybody who opens files here: running machines, the data port, downloads.
     """
