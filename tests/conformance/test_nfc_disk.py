@@ -59,6 +59,17 @@ class TestSkipz(NfcConformance):
     compression = "skipz"
 
 
+class TestFastlz(NfcConformance):
+    __test__ = True
+    compression = "fastlz"
+    capacity = 200 * 1024 + 512
+
+
+class TestAuto(NfcConformance):
+    __test__ = True
+    compression = "auto"
+
+
 class TestZlib(NfcConformance):
     __test__ = True
     compression = "zlib"

@@ -86,8 +86,6 @@ READING: dict[str, tuple[NfcFaults, type[TransportError], str]] = {
     "opcode": (NfcFaults(wrong_opcode=True), ProtocolError, "opcode 22 answers one of 7"),
     "long payload": (NfcFaults(payload_too_long=True), ProtocolError, "a payload .* of 4097"),
     "short payload": (NfcFaults(payload_too_short=True), ProtocolError, "43 bytes, at least 44"),
-    "error 5": (NfcFaults(read_error=(5, "Failed to allocate")), HostOutOfMemory, "error 5"),
-    "error 13": (NfcFaults(read_error=(13, "NfcAioReadFile failed")), HostError, "error 13"),
     "status": (NfcFaults(chunk_status=3), ProtocolError, "status 3"),
     "range": (NfcFaults(chunk_out_of_range=True), ProtocolError, "outside the request"),
     "duplicate": (NfcFaults(chunk_duplicate=True, chunk_size=65536), ProtocolError, "overlaps"),
@@ -170,6 +168,7 @@ def test_every_fault_has_a_test() -> None:
         # Below, and in the tests of the simulated data port.
         "connection_refusal",
         "ticket_refused",
+        "read_error",
         "read_error_ranges",
         "write_error_ranges",
         "no_memory_over",
@@ -343,6 +342,7 @@ def test_writing(faults: NfcFaults, kind: type[TransportError], text: str, mode:
         with pytest.raises(kind, match=text) as caught:
             disk.write_from(MIB, bytes(4 * MIB))
         said_well(caught.value, server.port, "while writing 262144 bytes at offset ")
+        # A refusal is told again because the host refuses again, a broken session because it is broken.
         with pytest.raises(kind, match=text):
             disk.write_from(0, bytes(512))
 

@@ -51,7 +51,7 @@ class AutoCompressing(Compressing):
         self._clock = clock
         self._lock = threading.Lock()
         self._settled = False
-        self._active = self._read = 0
+        self._active = self._wire = self._seen = 0
         self._since = self._busy = 0.0
 
     def begin(self, count: int) -> None:
@@ -59,22 +59,20 @@ class AutoCompressing(Compressing):
             return
         with self._lock:
             if self._active == 0:
-                self._since = self._clock()
+                self._since, self._seen = self._clock(), self.meter.wire
             self._active += 1
 
     def end(self, count: int) -> None:
         if self._settled or count < TELLING:
             return
         with self._lock:
-            now = self._clock()
+            now, wire = self._clock(), self.meter.wire
             self._busy += now - self._since
-            self._since = now
+            self._wire += wire - self._seen
+            self._since, self._seen = now, wire
             self._active -= 1
-            self._read += count
-            # What came compressed took less of the wire than it is on the disk.
-            wire = self._read - self.meter.plain + self.meter.wire
-            if self._busy >= MEASURED_SECONDS or wire >= MEASURED_BYTES:
-                self._settle(wire / max(self._busy, 1e-6))
+            if self._busy >= MEASURED_SECONDS or self._wire >= MEASURED_BYTES:
+                self._settle(self._wire / max(self._busy, 1e-6))
 
     def _settle(self, rate: float) -> None:
         self._settled = True

@@ -214,13 +214,12 @@ def _wire_of(payload: memoryview) -> int:
 
 
 class Meter:
-    """Counts the bytes of chunks that came compressed. Only one thread receives at a time."""
+    """Counts the bytes of data that came over the wire. Only one thread receives at a time."""
 
-    __slots__ = ("plain", "scratch", "wire")
+    __slots__ = ("scratch", "wire")
 
     def __init__(self) -> None:
         self.wire = 0
-        self.plain = 0
         #: One buffer serves all, for the same reason.
         self.scratch = bytearray()
 
@@ -263,6 +262,7 @@ class ReadOperation(DataOperation):
         if self._assembly is None:
             if chunk == self._whole:
                 stream.recv_exact(self._view, deadline)
+                self._meter.wire += self.cost
                 return True
             self._assembly = Assembly(Direction.READ, self._offset, self.cost)
         check_status(chunk)
@@ -272,6 +272,7 @@ class ReadOperation(DataOperation):
             stream.recv_exact(target, deadline)
         else:
             self._decode(stream, chunk, target, deadline)
+        self._meter.wire += chunk.wire
         self._assembly.note(chunk.start, chunk.length)
         return self._assembly.complete
 
@@ -280,8 +281,6 @@ class ReadOperation(DataOperation):
             raise ProtocolError(f"a chunk has compression {chunk.compression}, which was not asked for")
         size = bounded(chunk.wire, MAX_TRAILER, "a compressed chunk")
         meter = self._meter
-        meter.wire += size
-        meter.plain += chunk.length
         if len(meter.scratch) < size:
             meter.scratch.extend(bytes(size - len(meter.scratch)))
         with memoryview(meter.scratch) as scratch:
