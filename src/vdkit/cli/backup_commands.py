@@ -51,7 +51,7 @@ QuiesceTimeoutOption = Annotated[
         metavar="SECONDS",
         min=300,
         max=14_400,
-        help="How long the guest may take for it (vSphere 6.5 and later).",
+        help="As --quiesce, in that time at most (vSphere 6.5 and later).",
     ),
 ]
 AccessLockOption = Annotated[
@@ -126,7 +126,7 @@ def backup(
             level=Level(level),
             on_reset=ResetPolicy(on_reset),
             enable_tracking=enable_tracking,
-            quiesce=or_crash_consistent if quiesce is None else quiesce,
+            quiesce=quiesce or or_crash_consistent or quiesce_timeout is not None,
             allow_crash_consistent=or_crash_consistent,
             quiesce_timeout=quiesce_timeout,
             access_lock=access_lock,
