@@ -110,8 +110,7 @@ def test_a_cut_connection_is_resumed_with_a_new_ticket(
         for number in range(4):
             disk.write_from(number * MIB, pattern(number))
             # Both ways at once: the data port ends every session, and so does the control plane.
-            assert simulated_host._nfc is not None
-            simulated_host._nfc.break_connections()
+            simulated_host.data_port().break_connections()
             simulated_host.expire_sessions()
         digest = hashlib.sha256()
         for number in range(4):
@@ -128,8 +127,7 @@ def test_a_host_that_stays_away_is_given_up(simulated_host: SimulatedHost, sessi
     pauses: list[float] = []
     retry = Retry(attempts=3, sleep=pauses.append, jitter=lambda: 1.0)
     with open_remote(session, vm, vm.disks[0].file, retry=retry) as disk:
-        assert simulated_host._nfc is not None
-        simulated_host._nfc.stop()
+        simulated_host.data_port().stop()
         with pytest.raises(TransportError) as caught:
             disk.read_into(0, bytearray(512))
         one_line(caught.value, f":{simulated_host.nfc_port}")

@@ -242,7 +242,11 @@ def test_reasons_are_those_of_the_disk_first() -> None:
     mapped = consider_modes("san:hotadd:nbdssl:nbd", Subject(physical_mapping=True), here=VMWARE)
     assert all(not one.usable and "raw device mapping" in one.reason for one in mapped)
     hidden = {one.mode: one.reason for one in consider_modes(None, Subject(encrypted=True), here=VMWARE)}
-    assert all("encrypted" in hidden[mode] for mode in ("san", "hotadd", "nbd"))
+    assert all("encrypted" in hidden[mode] for mode in ("san", "nbd"))
+    on_nfs = {one.mode: one for one in consider_modes(None, Subject(datastore="NFS", ide=True), here=VMWARE)}
+    assert "NFS" in on_nfs["san"].reason
+    assert "IDE" in on_nfs["hotadd"].reason
+    assert on_nfs["nbdssl"].usable
     local = choose_modes(None, Subject(local=True), here=VMWARE)
     assert local.usable == ("file",)
 

@@ -28,7 +28,7 @@ from vdkit.transports.modes import (
 )
 from vdkit.transports.nfc import Mode
 from vdkit.transports.surroundings import Machine, Surroundings, look_around
-from vdkit.vsphere.model import Backing, VirtualDisk, VirtualMachine
+from vdkit.vsphere.model import Backing, ControllerKind, VirtualDisk, VirtualMachine
 
 __all__ = [
     "PROBES",
@@ -42,6 +42,8 @@ __all__ = [
     "choose_modes",
     "consider_modes",
     "default_modes",
+    "disk_obstacle",
+    "disk_subject",
     "list_transport_modes",
     "look_around",
     "open_in_modes",
@@ -103,10 +105,24 @@ def subject_of(
 ) -> Subject:
     """What the machine's configuration says of the disk that ``path`` belongs to, or of ``disk``."""
     known = disk or next((one for one in vm.disks if path == one.file or path in one.parents), None)
+    return (
+        Subject(name=path, writable=writable)
+        if known is None
+        else disk_subject(known, path, writable=writable)
+    )
+
+
+def disk_subject(
+    disk: VirtualDisk, path: str | None = None, *, datastore: str = "", writable: bool = False
+) -> Subject:
+    """The facts of a disk that decide about modes. ``datastore`` is the type of its datastore, if known."""
     return Subject(
-        name=path,
-        encrypted=known is not None and known.encrypted,
-        physical_mapping=known is not None and known.backing is Backing.RAW_MAPPING_PHYSICAL,
+        name=path or disk.file,
+        encrypted=disk.encrypted,
+        physical_mapping=disk.backing is Backing.RAW_MAPPING_PHYSICAL,
+        ide=disk.controller is not None and disk.controller.kind is ControllerKind.IDE,
+        capacity=disk.capacity,
+        datastore=datastore.upper(),
         writable=writable,
     )
 

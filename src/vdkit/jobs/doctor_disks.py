@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from vdkit.disklib.modes import ModeName, disk_obstacle, disk_subject
 from vdkit.errors import ExitCode
 from vdkit.jobs.findings import DiskReport, DiskVerdict, Finding, ModeUse, note, problem, warning
 from vdkit.vsphere.model import (
@@ -31,6 +32,8 @@ MANY_SNAPSHOTS: Final = 28
 #: Snapshots in a row that a host makes.
 MAX_SNAPSHOTS: Final = 32
 SECTOR: Final = 512
+#: Modes that open a disk of a host, in the order in which they are shown.
+_REMOTE: Final[tuple[ModeName, ...]] = ("nbdssl", "nbd", "hotadd", "san")
 #: Bytes that a hosted (sparse, flat) VMDK can describe, and the largest disk of vSphere.
 HOSTED_MAX_BYTES: Final = 2 << 40
 VSPHERE_MAX_BYTES: Final = 62 << 40
@@ -166,28 +169,10 @@ def _place(
 def modes(disk: VirtualDisk, kind: str) -> Iterator[ModeUse]:
     """The transport modes for a disk on a datastore of that type (upper case, empty if unknown)."""
     unreachable = None if disk.in_snapshots else "no snapshot holds it: only with the machine powered off"
-    for mode in ("nbdssl", "nbd", "hotadd", "san"):
-        refusal = unreachable or _refusal(mode, disk, kind)
+    facts = disk_subject(disk, datastore=kind)
+    for mode in _REMOTE:
+        refusal = unreachable or disk_obstacle(mode, facts)
         yield ModeUse(mode, refusal is None, refusal or _condition(mode, disk, kind))
-
-
-def _refusal(mode: str, disk: VirtualDisk, kind: str) -> str | None:
-    bus = disk.controller.kind if disk.controller is not None else None
-    match mode:
-        case "nbd" if disk.encrypted:
-            return "an encrypted disk is not sent in clear"
-        case "hotadd" if bus is ControllerKind.IDE:
-            return "an IDE disk cannot be attached to another machine"
-        case "hotadd" if kind == "VVOL" and disk.capacity > HOSTED_MAX_BYTES:
-            return "a disk of more than 2 TiB on virtual volumes cannot be attached"
-        case "san" if disk.encrypted:
-            return "the LUN holds it encrypted"
-        case "san" if kind not in ("", "VMFS"):
-            return f"a {kind} datastore is not a LUN with VMFS"
-        case "nbdssl" | "nbd" | "hotadd" | "san":
-            return None
-        case _:
-            raise AssertionError(f"unreachable: mode {mode}")
 
 
 def _condition(mode: str, disk: VirtualDisk, kind: str) -> str:

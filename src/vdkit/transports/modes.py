@@ -25,6 +25,9 @@ ModeName = Literal["file", "san", "hotadd", "nbdssl", "nbd"]
 #: All modes, in VixDiskLib's order.
 MODES: Final[tuple[ModeName, ...]] = get_args(ModeName)
 
+#: Bytes of the largest disk on virtual volumes that HotAdd attaches.
+VVOL_HOTADD_BYTES: Final = 2 << 40
+
 T = TypeVar("T")
 
 
@@ -38,6 +41,11 @@ class Subject:
     encrypted: bool = False
     physical_mapping: bool = False
     """A raw device mapping in physical mode: no snapshot holds it and no transport carries it."""
+    ide: bool = False
+    """It hangs on an IDE controller."""
+    capacity: int = 0
+    datastore: str = ""
+    """The type of its datastore in upper case (``VMFS``, ``NFS``, ``VSAN``, ``VVOL``), empty if not known."""
     writable: bool = False
 
 
@@ -98,7 +106,7 @@ def parse_modes(text: str) -> tuple[ModeName, ...]:
         mode = next((mode for mode in MODES if mode == word), None)
         if mode is None:
             what = f"transport mode {part!r}" if word else f"transport modes {text!r}: one is empty"
-            raise UsageError(what, remedy=f"a list of {', '.join(MODES)}, separated by colons, is needed")
+            raise UsageError(what, remedy=f"known are {', '.join(MODES)}; colons separate them")
         if mode not in found:
             found.append(mode)
     return tuple(found)
@@ -215,17 +223,21 @@ def disk_obstacle(mode: ModeName, subject: Subject) -> str | None:
         return "the disk is on a host, not in a local file"
     if subject.physical_mapping:
         return "a raw device mapping in physical mode: no snapshot holds it and no transport carries it"
-    if subject.encrypted:
-        match mode:
-            case "nbd":
-                return "the disk is encrypted: hosts give it out over nbdssl only"
-            case "san":
-                return "the disk is encrypted: what lies on the LUN cannot be read"
-            case "hotadd":
-                return "the disk is encrypted: only nbdssl is supported for it"
-            case "nbdssl":
-                return None
-    return None
+    match mode:
+        case "nbd" if subject.encrypted:
+            return "the disk is encrypted: hosts give it out over nbdssl only"
+        case "hotadd" if subject.ide:
+            return "an IDE disk cannot be attached to another machine"
+        case "hotadd" if subject.datastore == "VVOL" and subject.capacity > VVOL_HOTADD_BYTES:
+            return "a disk of more than 2 TiB on virtual volumes cannot be attached"
+        case "san" if subject.encrypted:
+            return "the disk is encrypted: the LUN holds nothing that could be read"
+        case "san" if subject.datastore not in ("", "VMFS"):
+            return f"a {subject.datastore} datastore is not a LUN with VMFS"
+        case "nbdssl" | "nbd" | "hotadd" | "san":
+            return None
+        case _:
+            raise AssertionError(f"unreachable: mode {mode}")
 
 
 def _simple(mode: ModeName, reason: str) -> Probe:
