@@ -50,17 +50,29 @@ def run_host(
             "--datastore", help="Folder that becomes a datastore; each folder in it with a VMDK is a VM."
         ),
     ] = None,
-    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Port 0 takes a free one.")] = (
-        DEFAULT_LISTEN
-    ),
+    scenario: Annotated[
+        Path | None,
+        typer.Option("--scenario", help="TOML file with hosts, machines and faults; flags go before it."),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen",
+            metavar="HOST:PORT",
+            help=f"Port 0 takes a free one; {DEFAULT_LISTEN} unless a scenario says otherwise.",
+        ),
+    ] = None,
     data_port: Annotated[
-        int, typer.Option("--data-port", help="Port for disk data; 0 takes a free one.")
-    ] = 0,
+        int | None, typer.Option("--data-port", help="Port for disk data; 0, the default, takes a free one.")
+    ] = None,
     personality: Annotated[
-        Literal["esx", "vcenter"],
-        typer.Option("--personality", help="Answer as an ESXi host or as a vCenter."),
-    ] = "esx",
-    user: Annotated[str, typer.Option("--user", help="The account that may log in.")] = "root",
+        Literal["esx", "vcenter"] | None,
+        typer.Option("--personality", help="Answer as an ESXi host (the default) or as a vCenter."),
+    ] = None,
+    hosts: Annotated[
+        int | None, typer.Option("--hosts", help="ESXi hosts of a vCenter, each with a data port; 1.")
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", help="The account that may log in; root.")] = None,
     password_file: PasswordFileOption = None,
     password_fd: PasswordFdOption = None,
     power_on: Annotated[bool, typer.Option("--power-on", help="Start every machine.")] = False,
@@ -69,28 +81,39 @@ def run_host(
 
     Without a password file a password is made and printed with the settings.
 
+    A scenario file describes machines, several hosts, limits and every fault that there is; the
+    documentation of the simulated host lists them.
+
     Example: vdkit sim --datastore ./ds --listen 127.0.0.1:8989
+    Example: vdkit sim --scenario vcenter.toml
     """
     if context.invoked_subcommand is not None:
         return
-    if not datastore:
-        raise UsageError("sim: no datastore given", remedy="pass --datastore FOLDER")
-    from vdkit.sim.host import SimulatedHost
-
+    if not datastore and scenario is None:
+        raise UsageError(
+            "sim: neither a datastore nor a scenario given",
+            remedy="pass --datastore FOLDER or --scenario FILE",
+        )
     password = None
     if password_fd is not None:
         password = read_password_descriptor(password_fd).reveal()
     elif password_file is not None:
         password = read_password_file(password_file).reveal()
-    address, port = split_host_port(listen, 443, lowest_port=0)
-    host = SimulatedHost(
-        datastore,
-        personality=personality,
+    address = port = None
+    if listen is not None or scenario is None:
+        address, port = split_host_port(listen or DEFAULT_LISTEN, 443, lowest_port=0)
+    from vdkit.sim.scenario_file import EMPTY, read_scenario
+
+    described = EMPTY if scenario is None else read_scenario(scenario)
+    host = described.build(
         listen=address,
         port=port,
-        nfc_port=data_port,
+        data_port=data_port,
+        personality=personality,
+        hosts=hosts,
         user=user,
         password=password,
+        folders=tuple(datastore or ()),
     )
     # Blocked before any thread starts, so that none of them takes the signal away from sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -100,7 +123,10 @@ def run_host(
         for key, value in host.environment().items():
             print_text(f"{key}={_quoted(value)}")
         print_text(f"# thumbprint (sha256) {host.thumbprint_sha256}")
-        print_text(f"# data port {host.nfc_port}")
+        for esx in host.inventory.places.hosts:
+            server = host.data_port(esx.name)
+            several = f" of {esx.name} at {server.host}" if len(host.inventory.places.hosts) > 1 else ""
+            print_text(f"# data port {server.port}{several}")
         print_text("# ready; interrupt to stop")
         sys.stdout.flush()
         _wait_for_signal()

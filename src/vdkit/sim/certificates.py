@@ -19,7 +19,8 @@ from vdkit.net.tls import server_context
 from vdkit.net.trust import sha1_thumbprint, sha256_thumbprint
 
 _KEY_BITS = 2048
-_DAYS = 3650
+#: A day back: the clocks of two machines differ.
+_FROM_DAY, _TO_DAY = -1, 3650
 #: What a host names in the certificate that it makes at its first start.
 _DEFAULT_NAMES = ("localhost", "localhost.localdomain")
 _DEFAULT_ADDRESSES = ("127.0.0.1", "::1")
@@ -58,8 +59,13 @@ def make_certificate(
     *,
     names: tuple[str, ...] = _DEFAULT_NAMES,
     addresses: tuple[str, ...] = _DEFAULT_ADDRESSES,
+    from_day: int = _FROM_DAY,
+    to_day: int = _TO_DAY,
 ) -> Certificate:
-    """A new self-signed RSA certificate (hosts speak ECDHE-RSA), usable as its own CA file."""
+    """A new self-signed RSA certificate (hosts speak ECDHE-RSA), usable as its own CA file.
+
+    It is valid between two days counted from today, which may both be past.
+    """
     key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -71,9 +77,8 @@ def make_certificate(
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        # A day back: the clocks of two machines differ.
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=_DAYS))
+        .not_valid_before(now + datetime.timedelta(days=from_day))
+        .not_valid_after(now + datetime.timedelta(days=to_day))
         .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())

@@ -1,7 +1,7 @@
 """A simulated host as pytest fixtures, loaded by pytest wherever vdkit is installed.
 
 ``simulated_host`` is an ESXi host with one machine, ``vm1``, made for one test. ``simulated_host_factory``
-makes others: a vCenter, a host with a fault, several at once. ``shared_simulated_host`` is made once for a
+makes others: a vCenter, a host with a fault or of a scenario file, several at once. ``shared_simulated_host`` is made once for a
 whole run, for tests that change nothing. All of them listen on loopback, on free ports, and have ended
 when their scope ends.
 
@@ -50,12 +50,23 @@ def make_host(folder: Path, certificate: Certificate, *, machines: int, **option
 
 @pytest.fixture
 def simulated_host_factory(tmp_path: Path, simulated_certificate: Certificate) -> Iterator[HostFactory]:
-    """``make(machines=1, **options)`` starts a host; the options are those of ``SimulatedHost``."""
+    """``make(machines=1, **options)`` starts a host; the options are those of ``SimulatedHost``.
+
+    ``make(scenario_file=path, **options)`` starts the host of a scenario file; the options are those of
+    ``ScenarioFile.build``.
+    """
     with ExitStack() as running:
         count = 0
 
-        def make(*, machines: int = 1, **options: Any) -> SimulatedHost:
+        def make(
+            *, machines: int = 1, scenario_file: str | Path | None = None, **options: Any
+        ) -> SimulatedHost:
             nonlocal count
+            if scenario_file is not None:
+                from vdkit.sim.scenario_file import read_scenario
+
+                options.setdefault("certificate", simulated_certificate)
+                return running.enter_context(read_scenario(scenario_file).build(**options))
             count += 1
             folder = tmp_path / f"simulated-host-{count}"
             host = make_host(folder, simulated_certificate, machines=machines, **options)
