@@ -30,7 +30,9 @@ def split_path(path: str) -> tuple[str, str]:
 
 
 class Datastore:
-    """A store by its name. ``kind`` is its type (``VMFS``, ``NFS``, ``vsan``, ``VVOL``): only VMFS tells ``*`` what is in use.
+    """A store by its name. ``kind`` is its type (``VMFS``, ``NFS``, ``vsan``, ``VVOL``).
+
+    Only on VMFS does ``*`` tell what is in use; elsewhere it reports whole disks.
 
     ``locks`` belongs to everybody who opens files here: running machines, the data port, downloads.
     """
