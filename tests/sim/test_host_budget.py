@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from simulated_login import logged_in, the_machine
+from simulated_login import logged_in, one_line, the_machine
 
 from vdkit.block.workers import CancelToken, WorkerScope
 from vdkit.disklib.remote import Retry, open_remote
@@ -230,11 +230,13 @@ def test_waiting_ends_with_the_configured_time(simulated_host: SimulatedHost, fo
     with logged_in(simulated_host) as session:
         held = budget_of(simulated_host, budgets).lease()
         slept: list[float] = []
-        retry = Retry(attempts=2, sleep=slept.append)
+        tried: list[VixError] = []
+        retry = Retry(attempts=3, sleep=slept.append, notify=lambda error, seconds: tried.append(error))
         with pytest.raises(TooManyConnections) as caught:
             opened(session, "vm1", budgets, retry=retry, timeouts=Timeouts(request=3))
-        assert f"{simulated_host.nfc_port}" in str(caught.value) and "in 3 s" in str(caught.value)
-        assert 5 < sum(slept) < 9, "twice three seconds, and the pause between"
+        assert "nothing came free in 3 s" in str(tried[0])
+        one_line(caught.value, f":{simulated_host.nfc_port}", "1 of 1 connections", f"(pid {os.getpid()})")
+        assert 3 <= sum(slept) < 5, "three seconds once, and the pauses of the retries"
         cancel = CancelToken()
         retry = Retry(waiting=lambda text: cancel.cancel(), sleep=slept.append)
         with pytest.raises(Cancelled):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from vdkit.net.budget import HostBudgets
     from vdkit.vsphere.session import Session
 
+#: Seconds that a job waits for its turn at a busy host: others may be long at work, and the reason is shown.
+HOST_WAIT = 3600.0
+
 HostOption = Annotated[
     str | None,
     typer.Option("--host", "-H", metavar="HOST[:PORT]", help="ESXi or vCenter [VDKIT_HOST, GOVC_URL]."),
@@ -144,11 +147,12 @@ class HostFlags:
 
         settings = Settings(current_environment(), self.config)
         mib, folder = settings.number("host_memory", memory), settings.text("limits_folder")
+        wait = settings.number("host_wait")
         return HostBudgets(
             folder=None if folder is None else Path(folder),
             memory=None if mib is None else mib << 20,
             connections=settings.number("host_connections", connections),
-            wait=settings.number("host_wait"),
+            wait=HOST_WAIT if wait is None else wait,
         )
 
     def login(self) -> Session:

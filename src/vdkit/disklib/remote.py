@@ -15,7 +15,7 @@ from typing import Final
 from vdkit.block.device import BlockDevice, WritableDevice
 from vdkit.block.workers import CancelToken
 from vdkit.disklib.resuming import DEFAULT_ATTEMPTS, ResumingDisk
-from vdkit.errors import NotFound, UsageError, VixError
+from vdkit.errors import NotFound, TransportError, UsageError, VixError
 from vdkit.net.budget import HostBudget, HostBudgets, HostLease
 from vdkit.net.limits import limits_of, server_of
 from vdkit.transports.nfc import CompressionName as Compression
@@ -126,6 +126,7 @@ class _Admission:
         self._session = session
         self._budgets = budgets
         self._wait = timeouts.request if budgets.wait is None else budgets.wait
+        self._left = self._wait
         self._retry = retry
         self._cancel = cancel
 
@@ -157,13 +158,20 @@ class _Admission:
         return self._budgets.of(ticket.host, ticket.port, server, limits)
 
     def _lease(self, budget: HostBudget) -> HostLease:
-        return budget.lease(
-            wait=self._wait,
-            cancel=self._cancel,
-            notify=self._retry.waiting,
-            sleep=self._retry.sleep,
-            jitter=self._retry.jitter,
-        )
+        try:
+            lease = budget.lease(
+                wait=self._left,
+                cancel=self._cancel,
+                notify=self._retry.waiting,
+                sleep=self._retry.sleep,
+                jitter=self._retry.jitter,
+            )
+        except TransportError:
+            # The retries that follow are for other troubles: none of them waits as long again.
+            self._left = 0.0
+            raise
+        self._left = self._wait
+        return lease
 
 
 def _target(ticket: NfcTicket, path: str) -> NfcTarget:

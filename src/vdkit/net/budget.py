@@ -271,9 +271,9 @@ class HostBudget:
 
     def _refusal(self, usage: Usage, wait: float) -> VixError:
         kind = HostOutOfMemory if self._is_short_of_memory(usage) else TooManyConnections
+        waited = f", and nothing came free in {wait:g} s" if wait else ""
         return kind(
-            f"{self.where}: its NFC server {self.server} bears no more, and nothing came free in {wait:g} s: "
-            f"{self._in_use(usage)}",
+            f"{self.where}: its NFC server {self.server} bears no more{waited}: {self._in_use(usage)}",
             remedy=f"let others end first, or raise {_KEYS} if the host bears more",
         )
 

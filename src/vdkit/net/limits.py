@@ -24,8 +24,9 @@ UNIT: Final = 256 << 10
 MAX_FLOOR: Final = 1 << 20
 #: Part of the memory that may be set aside for the floors of all connections.
 FLOOR_PART: Final = 0.6
-#: Bytes of memory and connections that a limit may be set to.
+#: Bytes that the memory of a host may be set to.
 MAX_MEMORY: Final = 16 << 30
+#: Connections that a host may be said to serve.
 MAX_CONNECTIONS: Final = 1000
 
 _MIB: Final = 1 << 20
