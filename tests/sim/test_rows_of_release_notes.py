@@ -6,14 +6,19 @@ import threading
 from pathlib import Path
 
 import pytest
+from job_helpers import Guest, Listener, new_repository, session_of
 
 from vdkit.disklib.connection import ConnectParams, connect
 from vdkit.disklib.constants import DiskType
 from vdkit.disklib.hosted import CreateParams
+from vdkit.jobs.backup import backup_machine
+from vdkit.jobs.restore import restore_machine
 from vdkit.net.secret import Secret
 from vdkit.net.trust import Trust
 from vdkit.sim.host import SimulatedHost
+from vdkit.sim.scenario import Scenario
 from vdkit.testing.fixtures import HostFactory
+from vdkit.vsphere.inventory import find_machine
 
 MIB = 1 << 20
 PASSWORDS = ("p@ss", "@", "a@b@c:d/e", "DOMAIN\\user%40x", "wörd & <tag> 'q' \"dq\"", " spaces ")
@@ -67,3 +72,23 @@ def test_row_d7_no_thread_outlives_a_session_over_the_network(simulated_host: Si
                 disk.wait()
                 assert ended == [None]
     assert our_threads() == before
+
+
+def test_row_c3_row_d5_a_restore_makes_no_snapshot(
+    simulated_host_factory: HostFactory, tmp_path: Path
+) -> None:
+    """A snapshot before a restore was demanded, and harms on virtual volumes: only the leaf is written."""
+    refused = dict.fromkeys(("CreateSnapshot_Task", "CreateSnapshotEx_Task"), "vim.fault.SnapshotFault")
+    host = simulated_host_factory(scenario=Scenario())
+    host.power_on_all()
+    guest = Guest(host)
+    guest.scribble()
+    repository = new_repository(tmp_path / "repo")
+    with session_of(host) as session:
+        point = backup_machine(session, "vm1", repository, Listener()).point
+        host.scenario.call_errors.update(refused)
+        done = restore_machine(session, repository, point, "back", Listener(), verify=True)
+        disk = find_machine(session, "back").disks[0]
+    assert done.written > 0
+    assert disk.parents == ()
+    assert list(host.machine("back").snapshots()) == []
