@@ -22,6 +22,7 @@ from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.encoding import codec, decode, detect, encode
 from vdkit.vmdk.extentline import is_extent_line, parse_extent_line
 from vdkit.vmdk.names import Place, extent_place, parent_place
+from vdkit.wire.nfc import codecs
 
 #: Largest input: what is longer is no more interesting.
 MAX_INPUT = 48 << 10
@@ -336,6 +337,21 @@ def chain(data: bytes) -> None:
 
 Target = Callable[[bytes], None]
 
+
+def compressed(data: bytes) -> None:
+    """A chunk of NFC: a byte for the codec, two for the size that was announced, then what came."""
+    code, size = data[0] % 4 if data else 0, int.from_bytes(data[1:3], "little") + 1
+    plain = bytearray(size)
+    try:
+        codecs.decode_into(code, memoryview(data)[3:], memoryview(plain))
+    except VixError:
+        return
+    used, packed = codecs.encode(code, memoryview(plain))
+    again = bytearray(size)
+    codecs.decode_into(used, packed, memoryview(again))
+    assert again == plain, "what was written is read otherwise"
+
+
 TARGETS: dict[str, Target] = {
     "descriptor": descriptor,
     "extent_line": extent_line,
@@ -350,6 +366,7 @@ TARGETS: dict[str, Target] = {
     "pipe": pipe,
     "check": check,
     "repair": repair,
+    "compressed": compressed,
 }
 
 
@@ -397,6 +414,11 @@ def seeds() -> dict[str, Sequence[bytes]]:
         "pipe": streams,
         "check": [*sparse_images[:2], *streams, smallimages.cowd(), smallimages.sesparse(), text()],
         "repair": [*sparse_images[:2], *streams],
+        "compressed": [
+            bytes([code]) + (len(plain) - 1).to_bytes(2, "little") + codecs.encode(code, memoryview(plain))[1]
+            for code in range(4)
+            for plain in (bytes(600), b"fast and simple " * 40 + bytes(range(256)) + bytes(9000))
+        ],
         "chain": [
             SEPARATOR.join([child, base]),
             SEPARATOR.join([text("custom", flat, 'RW 16 SPARSE "1.vmdk"'), smallimages.sparse()]),
