@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.sim.scenario import Scenario
+from vdkit.sim.scenario_file import DatastoreTable, DiskTable, HostTable, MachineTable
 from vdkit.sim.soap import build
 from vdkit.sim.soap.objects import Managed
 
@@ -37,3 +39,22 @@ def test_every_fault_is_listed_and_no_other() -> None:
     rows = [line for line in section("Faults: `Scenario`").splitlines() if line.startswith("| `")]
     listed = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert listed == {field.name for field in fields(Scenario)}
+
+
+def test_every_fault_of_the_data_port_is_listed_and_no_other() -> None:
+    rows = [line for line in section("Faults of the data port: `NfcFaults`").splitlines() if "| `" in line]
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(listed) == sorted(field.name for field in fields(NfcFaults))
+
+
+def test_every_key_of_a_scenario_file_is_listed() -> None:
+    lines = [line for line in section("A scenario file").splitlines() if line.startswith("| `[")]
+    rows = {line.split("|")[1].strip(" `"): line for line in lines}
+    for table, kind in (
+        ("[host]", HostTable),
+        ("[[datastore]]", DatastoreTable),
+        ("[[machine]]", MachineTable),
+        ("[[machine.disk]]", DiskTable),
+    ):
+        keys = {field.name for field in fields(kind)} - {"disks"}
+        assert keys <= set(re.findall(r"`(\w+)`", rows[table].split("|")[2])), table

@@ -115,6 +115,10 @@ def test_every_fault_can_be_set_in_a_file(kind: type[Any], tmp_path: Path) -> No
         ('[[machine]]\nname = "a"\n[[machine.disk]]\nthin = true\n', ("line 3", "neither size nor copy")),
         ('[machine]\nname = "a"\n', ("machine", "[[machine]]")),
         ('[[machine]]\nname = "a"\ncount = 100000\n', ("100000 machines",)),
+        (
+            '[[machine]]\nname = "a"\n[[machine.disk]]\nsize = 512\ncontroller = { kind = "usb" }\n',
+            ("line 5", "machine[0].disk[0].controller", "there is no controller usb 0"),
+        ),
         ("[host\n", ("not TOML", "line 1")),
     ],
 )  # fmt: skip
@@ -169,9 +173,8 @@ def test_the_example_of_the_documentation() -> None:
 def test_disks_are_copied_and_patterns_are_the_same_each_time(tmp_path: Path) -> None:
     raw = os.urandom(MIB)
     (tmp_path / "disk.raw").write_bytes(raw)
-    with vmdk.create_disk(
-        FolderStore(str(tmp_path)), "small.vmdk", 2 * MIB, disk_type=vmdk.DiskType.MONOLITHIC_SPARSE
-    ) as disk:
+    here, sparse = FolderStore(str(tmp_path)), vmdk.DiskType.MONOLITHIC_SPARSE
+    with vmdk.create_disk(here, "small.vmdk", 2 * MIB, disk_type=sparse) as disk:
         disk.write_from(512, b"from a vmdk")
     path = written(
         tmp_path,

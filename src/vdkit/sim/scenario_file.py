@@ -30,6 +30,7 @@ from vdkit.errors import UsageError
 from vdkit.net.secret import Secret
 from vdkit.sim.certificates import Certificate
 from vdkit.sim.clock import Clock
+from vdkit.sim.controllers import PLAIN, Controller, DiskOptions
 from vdkit.sim.datastore import Datastore
 from vdkit.sim.faults import ModelFault
 from vdkit.sim.host import SimulatedHost, host_names
@@ -71,7 +72,7 @@ class DatastoreTable:
 
     name: str
     folder: str | None = None
-    kind: Literal["VMFS", "NFS"] = "VMFS"
+    kind: Literal["VMFS", "NFS", "NFS41", "vsan", "VVOL"] = "VMFS"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class DiskTable:
     thin: bool = True
     content: Literal["empty", "pattern"] = "empty"
     copy: str | None = None
+    controller: Controller | None = None
+    options: DiskOptions = PLAIN
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,12 @@ class _Maker:
         sources = [None if disk.copy is None else self._open(disk.copy) for disk in table.disks]
         try:
             specs = [
-                DiskSpec(capacity=disk.size or (0 if source is None else source.capacity), thin=disk.thin)
+                DiskSpec(
+                    capacity=disk.size or (0 if source is None else source.capacity),
+                    thin=disk.thin,
+                    controller=disk.controller,
+                    options=disk.options,
+                )
                 for disk, source in zip(table.disks, sources, strict=True)
             ]
             datastore = table.datastore or inventory.datastores[0].name

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from vdkit.errors import UsageError
 from vdkit.sim.certificates import Certificate, make_certificate
+from vdkit.sim.faults import ModelFault
 
 T = TypeVar("T")
 
@@ -85,7 +86,10 @@ def fill(kind: type[T], source: Source, at: str, table: Any, skip: Iterable[str]
         for key, value in wanted.items()
         if key not in left_out
     }
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ModelFault as fault:
+        raise source.refuse(at, str(fault)) from fault
 
 
 def as_table(source: Source, at: str, value: Any) -> dict[str, Any]:

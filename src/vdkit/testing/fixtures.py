@@ -1,9 +1,9 @@
 """A simulated host as pytest fixtures, loaded by pytest wherever vdkit is installed.
 
 ``simulated_host`` is an ESXi host with one machine, ``vm1``, made for one test. ``simulated_host_factory``
-makes others: a vCenter, a host with a fault or of a scenario file, several at once. ``shared_simulated_host`` is made once for a
-whole run, for tests that change nothing. All of them listen on loopback, on free ports, and have ended
-when their scope ends.
+makes others: a vCenter, a host with a fault or of a scenario file, several at once.
+``shared_simulated_host`` is made once for a whole run, for tests that change nothing. All of them listen on
+loopback, on free ports, and have ended when their scope ends.
 
 What is imported inside the fixtures is loaded only by the tests that use them.
 """
