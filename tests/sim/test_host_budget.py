@@ -15,11 +15,11 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from budget_reader import MIB, USED, hash_of, opened
 from simulated_login import logged_in, one_line, the_machine
 
 from vdkit.block.workers import CancelToken, WorkerScope
-from vdkit.disklib.remote import Retry, open_remote
-from vdkit.disklib.resuming import ResumingDisk
+from vdkit.disklib.remote import Retry
 from vdkit.errors import Cancelled, TooManyConnections, VixError
 from vdkit.net.budget import HostBudget, HostBudgets
 from vdkit.net.limits import HostLimits, limits_of
@@ -33,10 +33,8 @@ from vdkit.vsphere.inventory import list_machines
 from vdkit.vsphere.model import VirtualMachine
 from vdkit.vsphere.session import Session
 
-MIB = 1 << 20
 MEMORY = 48 * MIB
-#: Bytes at the start of every disk that are written and read.
-USED = 4 * MIB
+READER = Path(__file__).with_name("budget_reader.py")
 #: Reads wait a little, so that what is asked for really piles up at the host.
 SLOW = NfcFaults(slow_reads=0.02)
 
@@ -70,21 +68,6 @@ def make(simulated_host_factory: HostFactory) -> Callable[..., tuple[SimulatedHo
     return make
 
 
-def opened(
-    session: Session, machine: str | VirtualMachine, budgets: HostBudgets, **options: object
-) -> ResumingDisk:
-    vm = the_machine(session, machine) if isinstance(machine, str) else machine
-    return open_remote(session, vm, vm.disks[0].file, mode="nbd", budget=budgets, **options)  # type: ignore[arg-type]
-
-
-def hash_of(disk: ResumingDisk) -> str:
-    """All of the used part in one call, so that the window is what limits it."""
-    data = bytearray(USED)
-    view = memoryview(data)
-    disk.read_many([(offset, view[offset : offset + MIB]) for offset in range(0, USED, MIB)])
-    return hashlib.sha256(data).hexdigest()
-
-
 def nothing_was_refused(host: SimulatedHost) -> None:
     assert host.nfc_memory_refused == 0
     assert host.nfc_connections_refused == 0
@@ -116,40 +99,16 @@ def test_32_disks_at_once_keep_a_hosts_memory(
     assert host.nfc_memory_peak > MEMORY // 4, "they really used it"
 
 
-#: Reads some machines' disks at once and prints the hash of each. The password comes through standard input.
-READER = """
-import sys
-from pathlib import Path
-sys.path[:0] = sys.argv[6].split(":")
-from test_host_budget import HostBudgets, Session, WorkerScope, hash_of, opened
-from vdkit.net.secret import Secret
-from vdkit.net.trust import Trust
-host, port, user, thumbprint, folder = sys.argv[1:6]
-names = sys.argv[7:]
-password = Secret(sys.stdin.readline().rstrip("\\n"))
-hashes = {}
-def read(name):
-    with opened(session, name, HostBudgets(folder=Path(folder))) as disk:
-        hashes[name] = hash_of(disk)
-with Session.login(host, int(port), user, password, Trust(sha256=thumbprint)) as session:
-    with WorkerScope("read") as scope:
-        for name in names:
-            scope.spawn(read, name)
-print(" ".join(hashes[name] for name in names))
-"""
-
-
 def test_eight_processes_share_a_hosts_memory(
     make: Callable[..., tuple[SimulatedHost, list[str]]], folder: Path
 ) -> None:
     host, hashes = make(32)
-    here = ":".join(path for path in sys.path if path)
     running = []
     for process in range(8):
         names = [f"vm{process * 4 + number}" for number in range(1, 5)]
-        where = [host.host, str(host.port), host.user, host.thumbprint_sha256, str(folder), here]
+        where = [host.host, str(host.port), host.user, host.thumbprint_sha256, str(folder)]
         one = subprocess.Popen(
-            [sys.executable, "-c", READER, *where, *names],
+            [sys.executable, READER, *where, *names],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -220,7 +179,7 @@ def test_a_disk_waits_for_its_turn_and_takes_a_fresh_ticket(
 
     with logged_in(host) as session:
         retry = Retry(attempts=1, waiting=waiting.append, sleep=sleep)
-        with opened(session, "vm1", budgets, retry=retry) as disk:
+        with opened(session, the_machine(session), budgets, retry=retry) as disk:
             assert hash_of(disk)
     assert len(waiting) == 1 and "1 of 1 connections" in waiting[0]
 
@@ -233,14 +192,14 @@ def test_waiting_ends_with_the_configured_time(simulated_host: SimulatedHost, fo
         tried: list[VixError] = []
         retry = Retry(attempts=3, sleep=slept.append, notify=lambda error, seconds: tried.append(error))
         with pytest.raises(TooManyConnections) as caught:
-            opened(session, "vm1", budgets, retry=retry, timeouts=Timeouts(request=3))
+            opened(session, the_machine(session), budgets, retry=retry, timeouts=Timeouts(request=3))
         assert "nothing came free in 3 s" in str(tried[0])
         one_line(caught.value, f":{simulated_host.nfc_port}", "1 of 1 connections", f"(pid {os.getpid()})")
         assert 3 <= sum(slept) < 5, "three seconds once, and the pauses of the retries"
         cancel = CancelToken()
         retry = Retry(waiting=lambda text: cancel.cancel(), sleep=slept.append)
         with pytest.raises(Cancelled):
-            opened(session, "vm1", budgets, retry=retry, cancel=cancel)
+            opened(session, the_machine(session), budgets, retry=retry, cancel=cancel)
         held.close()
 
 
@@ -254,11 +213,11 @@ def test_every_way_out_gives_the_connection_back(simulated_host: SimulatedHost, 
             NfcFaults(cut_after_messages=6),
         ):
             simulated_host.set_data_faults(faults)
-            with pytest.raises(VixError), opened(session, "vm1", budgets, retry=retry) as disk:
+            with pytest.raises(VixError), opened(session, the_machine(session), budgets, retry=retry) as disk:
                 hash_of(disk)
             assert list(folder.iterdir()) == []
         simulated_host.set_data_faults(None)
-        with opened(session, "vm1", budgets, retry=retry) as disk:
+        with opened(session, the_machine(session), budgets, retry=retry) as disk:
             assert len(list(folder.iterdir())) == 1
             hash_of(disk)
         assert list(folder.iterdir()) == []
@@ -268,7 +227,7 @@ def test_a_reopened_disk_has_one_lease(simulated_host: SimulatedHost, folder: Pa
     budgets = HostBudgets(folder=folder, connections=1)
     with logged_in(simulated_host) as session:
         simulated_host.set_data_faults(NfcFaults(cut_after_messages=18))
-        with opened(session, "vm1", budgets, retry=Retry(sleep=lambda seconds: None)) as disk:
+        with opened(session, the_machine(session), budgets, retry=Retry(sleep=lambda seconds: None)) as disk:
             simulated_host.set_data_faults(None)
             first, second = hash_of(disk), hash_of(disk)
             assert first == second and disk.reopened == 1
