@@ -28,7 +28,7 @@ _DATASTORE: Final = ("name", "summary")
 
 @dataclass(frozen=True, slots=True)
 class EsxHost:
-    """A host that runs the machine, or may. ``address`` and ``port`` are where vCenter knows it."""
+    """A host that runs the machine, or may. ``address`` and ``port`` are where it is managed."""
 
     moref: str
     name: str
@@ -168,7 +168,8 @@ def _host(session: Session, row: Row, home: str) -> EsxHost:
         name=name,
         # A host that is asked directly may have a name that only it knows.
         address=session.host if alone else name,
-        port=session.port if alone else int(getattr(config, "port", None) or DEFAULT_PORT),
+        # The port of the summary is no help: vCenters are seen to say 902 there.
+        port=session.port if alone else DEFAULT_PORT,
         thumbprint=getattr(config, "sslThumbprint", None) or None,
         version=getattr(product, "version", None) or "",
         build=getattr(product, "build", None) or "",
