@@ -277,3 +277,51 @@ def test_d1_the_lie_of_old_releases_about_a_disk_that_grew_is_not_believed(
                     assert found.covers(127 * gib, 130 * gib)
                 assert query.next_id(KEY)
     assert host.internal_errors == []
+
+
+def test_a_reset_in_the_middle_of_a_map_gives_no_half_map(host: SimulatedHost, session: Session) -> None:
+    """Somebody switches tracking off and on while the pages come: what came before must not pass for all."""
+    tracking.enable(session, the_machine(session), run="e")
+    since = next_id(session)
+    write(host, *(block * UNIT for block in range(0, 100, 2)))
+    host.scenario.areas_per_page = 7
+    vm = the_machine(session)
+    with (
+        snapshots.temporary_snapshot(session, vm, NAME, DESCRIPTION) as taken,
+        ChangeQuery(session, vm, taken.moref) as query,
+    ):
+        query.save_ids()
+        areas = query.changed_areas(KEY, since)
+        assert next(areas) == (0, UNIT)
+        host.machine("vm1").set_change_tracking(False)
+        host.machine("vm1").set_change_tracking(True)
+        with pytest.raises(ChangeTrackingError):
+            list(areas)
+        query.full(KEY)
+
+
+def test_the_id_of_another_disk_or_snapshot_is_never_answered(
+    simulated_host_factory: HostFactory,
+) -> None:
+    host = simulated_host_factory()
+    machine = host.machine("vm1")
+    machine.add_disk(1 << 20)
+    host.inventory.create_machine("other", "datastore1", [DiskSpec(1 << 20)])
+    for one in host.inventory.machines:
+        one.set_change_tracking(True)
+    with logged_in(host) as session:
+        vm = the_machine(session)
+        since = next_id(session)
+        with snapshots.temporary_snapshot(session, vm, NAME, DESCRIPTION) as taken:
+            with ChangeQuery(session, vm, taken.moref) as query:
+                query.save_ids()
+                with pytest.raises(TrackingReset, match="tracking was reset"):
+                    query.changed_areas(KEY + 1, since)
+                query.full(KEY + 1)
+            # The snapshot of another machine: its own disk has the same key.
+            other = the_machine(session, "other")
+            with ChangeQuery(session, other, taken.moref) as query:
+                query.save_ids()
+                with pytest.raises(ChangeTrackingError, match="snapshot"):
+                    query.changed_ranges(KEY, since)
+    assert host.internal_errors == []
