@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,7 @@ from vdkit.sim.clock import ManualClock
 from vdkit.sim.host import SimulatedHost
 from vdkit.sim.scenario import Scenario
 from vdkit.testing.fixtures import HostFactory
+from vdkit.testing.relay import Relay
 from vdkit.vsphere import snapshots
 from vdkit.vsphere.faults import translate
 from vdkit.vsphere.inventory import find_machine, list_machines
@@ -271,6 +273,33 @@ def test_a_data_port_that_vcenter_named_and_nobody_answers(simulated_host_factor
         with pytest.raises(ConnectionRefused) as caught:
             open_remote(session, vm, vm.disks[0].file, retry=Retry(attempts=1, sleep=lambda s: None))
         one_line(caught.value, f"{session_host}:1", "TCP port 1", "firewall")
+
+
+def test_the_host_that_vcenter_named_is_told_from_vcenter(simulated_host_factory: HostFactory) -> None:
+    scenario = Scenario(ticket_port=1)
+    host = simulated_host_factory(personality="vcenter", hosts=2, scenario=scenario)
+    with login(host) as session:
+        vm = find_machine(session, "vm1")
+        with pytest.raises(ConnectionRefused) as caught:
+            open_remote(session, vm, vm.disks[0].file, retry=Retry(attempts=1, sleep=lambda s: None))
+        text = str(caught.value)
+        one_line(caught.value, ":1: ", f"({session.where} named 127.0.0.", "as the place of the disk")
+        assert text.count("as the place of the disk") == 1
+
+
+def test_a_vcenter_at_an_ipv4_address_names_a_host_at_an_ipv6_address(
+    simulated_host_factory: HostFactory,
+) -> None:
+    host = simulated_host_factory(personality="vcenter")
+    with Relay(host.host, host.nfc_port, listen="::1") as relay, login(host) as session:
+        assert host.world is not None
+        (moref, port), *_ = host.world.data_ports.items()
+        for address in ("::1", "[::1]"):
+            host.world.data_ports[moref] = replace(port, address=address, port=relay.port)
+            vm = find_machine(session, "vm1")
+            with open_remote(session, vm, vm.disks[0].file) as disk:
+                disk.read_into(0, bytearray(512))
+    assert relay.passed_to_server > 1000
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from vdkit.sim.soap.relocation import Relocatable
 if TYPE_CHECKING:
     from vdkit.sim.soap.tasks import Task
 
+#: Device key of the first SCSI controller.
+CONTROLLER_KEY = 1000
 _LINKED = "createNewChildDiskBacking"
 _FULL = (None, "", "moveAllDiskBackingsAndDisallowSharing", "moveAllDiskBackingsAndConsolidate")
 
@@ -94,6 +96,8 @@ class Clonable(Relocatable):
         store = self._datastore(call.datastore, "datastore")
         disk = self.world.first_class_disks.get(store, call.diskId.id)
         unit = call.unitNumber
+        if call.controllerKey not in (None, 0, CONTROLLER_KEY):
+            raise NotSupported("First-class disks are attached to the first SCSI controller here.")
 
         def work(_task: Task) -> None:
             self.machine.attach_disk(disk.path, unit=unit)
