@@ -30,6 +30,8 @@ def test_known_keys_are_read_in_every_spelling(tmp_path: Path) -> None:
     assert (found.timeouts.read, found.timeouts.write, found.timeouts.request) == (120.0, 600.0, 180.0)
     assert (found.san_deny, found.san_allow) == (("/dev/sdb", "/dev/sdc"), ())
     assert found.numbers["vixDiskLib.nfcAio.Session.BufCount"] == 4
+    # Only what the file says is asked of a host: VixDiskLib's own default would be a slow one.
+    assert (found.buffer_size, found.buffer_count) == (1 << 20, None)
     assert len(found.warnings) == 3
     assert "line 7" in found.warnings[0]
     assert "verified all the same" in found.warnings[0]
@@ -49,6 +51,8 @@ def test_known_keys_are_read_in_every_spelling(tmp_path: Path) -> None:
         ('tmpDirectory = "open', "quotes"),
         ('tmpDirectory = "a" b', "quotes"),
         ("vixDiskLib.nfcAio.Session.BufCount = 512", "buffers"),
+        ("vixDiskLib.nfcAio.Session.BufCount = 0", "no nfcAio buffers"),
+        ("vixDiskLib.nfcAio.Session.BufSizeIn64KB = 0", "no nfcAio buffers"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(text: str, what: str) -> None:
