@@ -25,7 +25,7 @@ from vdkit.disklib.filehandle import open_file_handle
 from vdkit.disklib.handle import DiskHandle, Progress
 from vdkit.disklib.hosted import CreateParams
 from vdkit.disklib.info import remote_info
-from vdkit.disklib.modes import Subject, open_in_modes, subject_of
+from vdkit.disklib.modes import open_in_modes, subject_of
 from vdkit.disklib.remote import Retry, open_remote
 from vdkit.errors import (
     ChainError,
@@ -176,13 +176,34 @@ class Connection:
             )
         if flags is not None:
             compression = compression_name(flags)
+        return self._open_remote(
+            self._session,
+            path,
+            transport_modes,
+            compression,
+            writable=not read_only,
+            retry=retry,
+            cancel=cancel,
+        )
+
+    def _open_remote(
+        self,
+        session: Session,
+        path: str,
+        modes: str | None,
+        compression: Compression,
+        *,
+        writable: bool,
+        retry: Retry | None,
+        cancel: CancelToken | None,
+    ) -> DiskHandle:
         open_one = partial(
             open_remote,
-            self._session,
+            session,
             self._vm,
             path,
-            tickets=self._tickets(self._session),
-            writable=not read_only,
+            tickets=self._tickets(session),
+            writable=writable,
             compression=compression,
             retry=retry or Retry(),
             timeouts=self._timeouts,
@@ -191,15 +212,11 @@ class Connection:
             budget=self.budget,
             cancel=cancel,
         )
-        subject = (
-            Subject(name=path, writable=not read_only)
-            if self._vm is None
-            else subject_of(self._vm, path, writable=not read_only)
-        )
+        subject = subject_of(self._vm, path, writable=writable)
         try:
-            opened = open_in_modes(transport_modes, subject, lambda mode: open_one(mode=mode))
+            opened = open_in_modes(modes, subject, lambda mode: open_one(mode=mode))
         except (HostFileLocked, HostAccessDenied) as error:
-            raise self._refused(self._session, path, error) from error
+            raise self._refused(session, path, error) from error
         disks = () if self._vm is None else self._vm.disks
         known = next((d for d in disks if path == d.file or path in d.parents), None)
         return DiskHandle(

@@ -101,10 +101,11 @@ def list_transport_modes() -> str:
 
 
 def subject_of(
-    vm: VirtualMachine, path: str, *, disk: VirtualDisk | None = None, writable: bool = False
+    vm: VirtualMachine | None, path: str, *, disk: VirtualDisk | None = None, writable: bool = False
 ) -> Subject:
-    """What the machine's configuration says of the disk that ``path`` belongs to, or of ``disk``."""
-    known = disk or next((one for one in vm.disks if path == one.file or path in one.parents), None)
+    """What the machine's configuration, if there is one, says of the disk of ``path``, or of ``disk``."""
+    disks = () if vm is None else vm.disks
+    known = disk or next((one for one in disks if path == one.file or path in one.parents), None)
     return (
         Subject(name=path, writable=writable)
         if known is None
