@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vdkit.cli.options import (
-    CaFileOption,
-    ConfigOption,
-    HostFlags,
-    HostOption,
-    PasswordFdOption,
-    PasswordFileOption,
-    ThumbprintOption,
-    UserOption,
-)
+from vdkit.cli.options import HostFlags, host_options
 from vdkit.cli.output import print_note, print_text
 from vdkit.cli.passwords import ask_password, read_password_descriptor, read_password_file
 from vdkit.cli.settings import split_host_port
@@ -143,6 +134,7 @@ def _power_on(host: SimulatedHost) -> None:
             print_note(f"warning: {machine.name} stays off: {error}")
 
 
+@host_options
 def guest(
     machine: Annotated[
         str, typer.Argument(metavar="VM", help="Name or moref of a machine of the simulated host.")
@@ -155,13 +147,8 @@ def guest(
         bool, typer.Option("--sha256", help="Print the SHA-256 of the disk's content now.")
     ] = False,
     disk: Annotated[int, typer.Option("--disk", help="Device key of the disk.")] = 2000,
-    host: HostOption = None,
-    user: UserOption = None,
-    password_file: PasswordFileOption = None,
-    password_fd: PasswordFdOption = None,
-    thumbprint: ThumbprintOption = None,
-    ca_file: CaFileOption = None,
-    config: ConfigOption = None,
+    *,
+    flags: HostFlags,
 ) -> None:
     """Play the guest of a machine of a simulated host: change files on its disk, or hash the disk.
 
@@ -176,7 +163,6 @@ def guest(
     from vdkit.sim.guest_door import GuestDoor
     from vdkit.vsphere.inventory import find_machine
 
-    flags = HostFlags(host, user, password_file, password_fd, thumbprint, ca_file, config)
     settings = flags.resolve()
     password = settings.password or ask_password(settings.user, settings.host)
     with flags.login() as session:
