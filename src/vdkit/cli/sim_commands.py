@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vdkit.cli.options import HostFlags, host_options
+from vdkit.cli.options import HostFlags, PasswordFdOption, PasswordFileOption, host_options
 from vdkit.cli.output import print_note, print_text
 from vdkit.cli.passwords import ask_password, read_password_descriptor, read_password_file
 from vdkit.cli.settings import split_host_port
