@@ -147,12 +147,13 @@ class Limit:
         spread = f"{min(self.values):.3g} - {max(self.values):.3g} in {len(self.values)} runs"
         return (
             f"\n{self.title}\n"
-            f"verdict: {median:.3g} {self.unit} ({spread}), {median / self.limit:.3g} of the limit of "
+            f"verdict: {median:.3g} {self.unit} ({spread}), the limit is "
             f"{self.limit:g} {self.unit}: {'met' if self.met else 'MISSED'}"
         )
 
     def record(self) -> dict[str, object]:
-        return {**asdict(self), "ratio": statistics.median(self.values) / self.limit, "met": self.met}
+        ratio = statistics.median(self.values) / self.limit if self.limit else None
+        return {**asdict(self), "ratio": ratio, "met": self.met}
 
 
 @dataclass(frozen=True)

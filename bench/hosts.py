@@ -2,28 +2,35 @@
 
 ``python hosts.py nfc CAPACITY`` (a disk that costs nothing), ``python hosts.py file PATH`` (a raw image) and
 ``python hosts.py relay PORT SECONDS`` print a line of JSON with their port and serve until their standard
-input ends.
+input ends. ``python hosts.py machines FOLDER COUNT CAPACITY FILLED MEMORY`` is a whole simulated vCenter with
+machines of one disk each, ``FILLED`` bytes of it random; it answers a line of JSON for each that it is given.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vdkit.block.device import BaseWritableDevice, BlockDevice
 from vdkit.block.local import FolderStore
 from vdkit.errors import StoreError
 from vdkit.net.secret import Secret
 from vdkit.sim.certificates import make_certificate
+from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.sim.nfc_server import NfcServer
 from vdkit.sim.ports import Grant
 from vdkit.testing.relay import Relay
 from vdkit.transports.nfc import NfcTarget
+
+if TYPE_CHECKING:
+    from vdkit.sim.host import SimulatedHost
 
 HOST = "127.0.0.1"
 BENCH = Path(__file__).resolve().parent
@@ -98,6 +105,18 @@ class Child:
             raise SystemExit(f"{command[0]} did not start")
         self.announced: dict[str, object] = json.loads(line)
 
+    def ask(self, question: dict[str, object]) -> dict[str, Any]:
+        """Tell the process something and take its answer."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     @property
     def port(self) -> int:
         return int(str(self.announced["port"]))
@@ -131,6 +150,58 @@ def target_of(host: Child, port: int | None = None) -> NfcTarget:
     )
 
 
+def name_of(number: int) -> str:
+    """Of a simulated machine, counted from 1."""
+    return f"vm{number}"
+
+
+def _serve_machines(folder: Path, count: int, capacity: int, filled: int, memory: int | None) -> None:
+    from vdkit.sim import diskaccess
+    from vdkit.sim.host import SimulatedHost
+    from vdkit.sim.scenario import Scenario
+    from vdkit.sim.snapshot import DiskSpec
+
+    scenario = Scenario(nfc_memory_limit=memory)
+    host = SimulatedHost([folder], personality="vcenter", scenario=scenario)
+    sums = {}
+    for number in range(1, count + 1):
+        machine = host.inventory.create_machine(name_of(number), "datastore1", [DiskSpec(capacity=capacity)])
+        datastore, name = host.inventory.resolve(machine.disk(2000).file)
+        total = 0
+        with diskaccess.open_for_writing(machine, datastore, name) as disk:
+            for offset in range(0, filled, len(_PATTERN)):
+                data = os.urandom(min(len(_PATTERN), filled - offset))
+                disk.write_from(offset, data)
+                total = zlib.crc32(data, total)
+        sums[name_of(number)] = total
+    with host:
+        environment = {key: value for key, value in host.environment().items() if key.startswith("VDKIT_")}
+        print(json.dumps({"port": host.port, "sums": sums, **environment}), flush=True)
+        for line in sys.stdin:
+            print(json.dumps(_answer(host, json.loads(line))), flush=True)
+
+
+def _answer(host: SimulatedHost, question: dict[str, Any]) -> dict[str, Any]:
+    match question:
+        case {"faults": fields}:
+            host.set_data_faults(NfcFaults(**{name: _frozen(value) for name, value in fields.items()}))
+            return {}
+        case {"expire": True}:
+            host.expire_sessions()
+            return {}
+        case {"peaks": True}:
+            return {"memory": host.nfc_memory_peak, "connections": host.nfc_connections_peak}
+        case {"mistakes": True}:
+            return {"mistakes": [repr(error) for error in host.internal_errors]}
+        case _:
+            raise SystemExit(f"not understood: {question}")
+
+
+def _frozen(value: object) -> object:
+    """JSON has no tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
 def _announce(**facts: object) -> None:
     print(json.dumps(facts), flush=True)
     sys.stdin.read()
@@ -150,6 +221,8 @@ def main(arguments: list[str]) -> None:
             path = Path(name)
             store = FolderStore(path.parent)
             _serve(lambda writable: (store.open_writable if writable else store.open)(path.name))
+        case ["machines", folder, count, capacity, filled, memory]:
+            _serve_machines(Path(folder), int(count), int(capacity), int(filled), int(memory) or None)
         case ["relay", port, seconds]:
             with Relay(HOST, int(port), to_server=float(seconds), to_client=float(seconds)) as relay:
                 _announce(port=relay.port)

@@ -188,8 +188,9 @@ class Soak:
             self.report.rounds += 1
             if time.monotonic() > until if rounds is None else self.report.rounds >= rounds:
                 break
-        self._judge_growth("this process", self.report.ours)
-        self._judge_growth("the host's process", self.report.theirs)
+        if not self._stop.is_set():
+            for who, counts in (("this process", self.report.ours), ("the host", self.report.theirs)):
+                self.report.problems += [f"{who}: {what}" for what in growth(counts)]
         return self.report
 
     # -- a round ---------------------------------------------------------------------------------
@@ -321,24 +322,6 @@ class Soak:
     def stopped(self) -> bool:
         return self._stop.is_set()
 
-    # -- growth ----------------------------------------------------------------------------------
-
-    def _judge_growth(self, who: str, counts: Sequence[Count]) -> None:
-        """Threads and descriptors must be as they were, memory may breathe."""
-        settled = counts[int(len(counts) * WARM_UP) :]
-        if len(settled) < 2 or self.stopped:
-            return
-        first, last = settled[0], settled[-1]
-        if last.threads > first.threads:
-            self._problem(f"{who}: {first.threads} threads became {last.threads}")
-        if last.descriptors > first.descriptors:
-            self._problem(f"{who}: {first.descriptors} descriptors became {last.descriptors}")
-        if len(settled) < LEAST_ROUNDS:
-            return
-        grown = slope([count.memory for count in settled]) * (len(settled) - 1)
-        if grown > GROWTH_LIMIT:
-            self._problem(f"{who}: memory grew by {grown / (1 << 20):.1f} MiB in {len(settled)} rounds")
-
 
 class _Work:
     """One thread's steps in its part of a disk."""
@@ -407,6 +390,23 @@ def count_of(pid: int) -> Count:
     with suppress(FileNotFoundError):
         descriptors = sum(1 for _ in (folder / "fd").iterdir())
     return Count(int(values["Threads"]), descriptors, int(values["VmRSS"].split()[0]) * 1024)
+
+
+def growth(counts: Sequence[Count]) -> list[str]:
+    """What became more after the warm-up: no thread and no descriptor may, memory may breathe."""
+    settled = counts[int(len(counts) * WARM_UP) :]
+    if len(settled) < 2:
+        return []
+    first, last = settled[0], settled[-1]
+    found = []
+    if last.threads > first.threads:
+        found.append(f"{first.threads} threads became {last.threads}")
+    if last.descriptors > first.descriptors:
+        found.append(f"{first.descriptors} descriptors became {last.descriptors}")
+    grown = slope([count.memory for count in settled]) * (len(settled) - 1)
+    if len(settled) >= LEAST_ROUNDS and grown > GROWTH_LIMIT:
+        found.append(f"memory grew by {grown / (1 << 20):.1f} MiB in {len(settled)} rounds")
+    return found
 
 
 def slope(values: Sequence[float]) -> float:
