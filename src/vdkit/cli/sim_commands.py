@@ -17,6 +17,7 @@ from vdkit.cli.settings import split_host_port
 from vdkit.errors import UsageError, VixError
 
 if TYPE_CHECKING:
+    from vdkit.net.secret import Secret
     from vdkit.sim.host import SimulatedHost
     from vdkit.vsphere.model import VirtualMachine
 
@@ -76,6 +77,7 @@ def run_host(
     documentation of the simulated host lists them.
 
     Example: vdkit sim --datastore ./ds --listen 127.0.0.1:8989
+
     Example: vdkit sim --scenario vcenter.toml
     """
     if context.invoked_subcommand is not None:
@@ -85,11 +87,6 @@ def run_host(
             "sim: neither a datastore nor a scenario given",
             remedy="pass --datastore FOLDER or --scenario FILE",
         )
-    password = None
-    if password_fd is not None:
-        password = read_password_descriptor(password_fd).reveal()
-    elif password_file is not None:
-        password = read_password_file(password_file).reveal()
     address = port = None
     if listen is not None or scenario is None:
         address, port = split_host_port(listen or DEFAULT_LISTEN, 443, lowest_port=0)
@@ -103,9 +100,20 @@ def run_host(
         personality=personality,
         hosts=hosts,
         user=user,
-        password=password,
+        password=_given_password(password_file, password_fd),
         folders=tuple(datastore or ()),
     )
+    _serve(host, power_on=power_on)
+
+
+def _given_password(file: Path | None, descriptor: int | None) -> Secret | None:
+    if descriptor is not None:
+        return read_password_descriptor(descriptor)
+    return None if file is None else read_password_file(file)
+
+
+def _serve(host: SimulatedHost, *, power_on: bool) -> None:
+    """Run it until a signal says otherwise."""
     # Blocked before any thread starts, so that none of them takes the signal away from sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     with host:
