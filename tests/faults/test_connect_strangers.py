@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import shutil
 import socket
@@ -74,6 +75,22 @@ def test_a_port_that_takes_connections_and_says_nothing() -> None:
         error = login(port, timeout=0.2)
     assert type(error) is DeadlineExceeded
     assert f"TCP port {port} takes connections" in str(error)
+
+
+def test_a_port_that_swallows_connections() -> None:
+    """As behind a firewall that drops: a full queue of loopback takes no connection and says nothing."""
+    with socket.socket() as server, contextlib.ExitStack() as fillers:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        port = server.getsockname()[1]
+        for _ in range(4):
+            filler = fillers.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+        error = login(port, timeout=0.3)
+    assert type(error) is DeadlineExceeded
+    assert f"no connection to TCP port {port} within 0.3 seconds" in str(error)
+    assert "firewall" in str(error)
 
 
 def test_what_a_stranger_says_is_bounded_and_printable() -> None:

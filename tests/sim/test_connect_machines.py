@@ -221,8 +221,15 @@ def test_a_template_stays_off_and_comes_back_as_a_machine(vcenter: SimulatedHost
         tasks.run(session, "power on", lambda: vm.PowerOnVM_Task(None))
     with connected(vcenter, "[datastore1] vm1/vm1.vmtx") as connection:
         assert first_mib(connection) == pattern(2)
+    vm.UnregisterVM()
+    folder = session.content.rootFolder.childEntity[0].vmFolder
+    again = lambda template: folder.RegisterVM_Task(machine.vmx_path, None, template, None, None)  # noqa: E731
+    with pytest.raises(NotSupported, match=r"\.vmtx"):
+        tasks.run(session, "register", lambda: again(False))
+    vm = tasks.run(session, "register", lambda: again(True))
+    machine = vcenter.machine("vm1")
     pool = session.content.rootFolder.childEntity[0].hostFolder.childEntity[0].resourcePool
-    vm.MarkAsVirtualMachine(pool, None)
+    session.managed(vim.VirtualMachine, vm._GetMoId()).MarkAsVirtualMachine(pool, None)
     assert machine.vmx_path == "[datastore1] vm1/vm1.vmx"
     machine.power_on()
 

@@ -16,6 +16,7 @@ from simulated_login import one_line
 
 from vdkit.disklib.configuration import parse_configuration
 from vdkit.disklib.connection import ConnectParams, connect, connection_of
+from vdkit.disklib.hosted import CreateParams
 from vdkit.disklib.remote import Retry, open_remote
 from vdkit.errors import (
     ConnectFailed,
@@ -354,6 +355,25 @@ def test_an_expired_certificate_says_clock(tmp_path: Path, monkeypatch: pytest.M
     with SimulatedHost([], certificate=future) as host, pytest.raises(VixError) as caught:
         Session.login("localhost", host.port, host.user, host.password, Trust(ca_file=str(file)))
     one_line(caught.value, "not yet valid", "clocks")
+
+
+def test_any_user_and_password_clone_a_disk(simulated_host_factory: HostFactory, tmp_path: Path) -> None:
+    """Row E11 of VDDK 6.0's release notes: an at-sign in the password broke Clone."""
+    user, password = "DOM\\us er@x", "p@ss:/?#[]&<>\"' %41;{}`$ü€😀"
+    host = simulated_host_factory(user=user, password=password)
+    machine = host.machine("vm1")
+    machine.power_on()
+    machine.disk(2000).guest().write_from(0, b"\xa5" * (1 << 20))
+    machine.power_off()
+    params = ConnectParams(host.host, user, Secret(password), trust_of(host), "vm1", port=host.port)
+    with connect(params) as source, connect() as local:
+        assert source.vm is not None
+        target = tmp_path / "clone.vmdk"
+        local.clone(target, source, source.vm.disks[0].file, CreateParams())
+        with local.open(target) as disk:
+            found = bytearray(1 << 20)
+            disk.read_into(0, found)
+    assert bytes(found) == b"\xa5" * (1 << 20)
 
 
 # -- configuration -----------------------------------------------------------------------------------

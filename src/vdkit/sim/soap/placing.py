@@ -53,9 +53,9 @@ class MachineFolder(Folder):
 
     @call("RegisterVM_Task")
     def register(self, call: Call) -> Any:
-        if call.asTemplate:
-            raise NotSupported("templates are not simulated")
         path, name, host = call.path, call.name, self._host(call)
+        if bool(call.asTemplate) != path.lower().endswith(".vmtx"):
+            raise NotSupported("A template is registered by its .vmtx file, any other machine by its .vmx.")
 
         def work(_task: Task) -> Any:
             machine = self.world.inventory.register_machine(path, name)
