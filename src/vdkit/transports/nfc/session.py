@@ -270,7 +270,11 @@ class Session:
 
     def _satisfied(self, batch: Batch, hungry: bool) -> bool:
         self._check()
-        return self._roomy() if hungry and not batch.refused else not batch.pending
+        if not hungry or batch.refused:
+            return not batch.pending
+        # Room for the very next one: who is sent back without it would ask again and nobody would receive.
+        cost = 0 if batch.upcoming is None else batch.upcoming.cost
+        return self._roomy() and (not self._operations or self._in_flight + cost <= self._limit)
 
     def _roomy(self) -> bool:
         """The window is filled up when a part of it has become free: a few requests cost one call."""
