@@ -58,7 +58,8 @@ def test_paths(shared_simulated_host: SimulatedHost) -> None:
         assert found["runtime.powerState"] == "poweredOff"
         assert found["config.hardware.device[2000].backing.fileName"] == "[datastore1] vm1/vm1.vmdk"
         assert found["config.hardware.device[2000].capacityInBytes"] == 64 << 20
-        assert len(found["config.hardware.device"]) == 4
+        # PCI, two IDE, SCSI, network, one disk.
+        assert len(found["config.hardware.device"]) == 6
         assert found["datastore"][0].name == "datastore1"
         assert list(found["rootSnapshot"]) == []
         # What is unset is left out, and is no error.
