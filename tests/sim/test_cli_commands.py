@@ -98,7 +98,18 @@ def test_the_whole_way(vdkit: Vdkit, host: SimulatedHost, tmp_path: Path) -> Non
 
 
 def test_every_command_helps_with_an_example(vdkit: Vdkit) -> None:
-    for command in ("info", "map", "convert", "vms", "fingerprint", "backup", "points", "verify", "restore"):
+    for command in (
+        "info",
+        "map",
+        "convert",
+        "vms",
+        "modes",
+        "fingerprint",
+        "backup",
+        "points",
+        "verify",
+        "restore",
+    ):
         done = vdkit(command, "--help")
         assert done.returncode == 0
         assert f"Example: vdkit {command}" in done.stdout

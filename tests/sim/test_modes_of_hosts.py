@@ -177,6 +177,18 @@ def test_vdkit_modes_of_a_machine(
     vdkit("modes", "vm7").failed(9, "vm7")
 
 
+def test_the_list_of_modes_is_a_setting_like_others(
+    vdkit: Vdkit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("VDKIT_TRANSPORTS", raising=False)
+    settings = tmp_path / "settings.toml"
+    settings.write_text('transports = "nbd"\n')
+    assert "a disk of a host: nbd\n" in vdkit("modes", "--config", settings).text
+    monkeypatch.setenv("VDKIT_TRANSPORTS", "nbdssl:nbd")
+    assert "a disk of a host: nbdssl:nbd\n" in vdkit("modes", "--config", settings).text
+    assert "a disk of a host: nbdssl\n" in vdkit("modes", "--mode", "nbdssl", "--config", settings).text
+
+
 def test_vdkit_backup_and_restore_tell_the_mode(
     vdkit: Vdkit, simulated_host_factory: HostFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
