@@ -236,16 +236,16 @@ class HostBudget:
             try:
                 if slots.enter():
                     return HostLease(slots, self.limits, waited, clock)
-                usage = slots.usage()
+                usage, short = slots.usage(), slots.short_of_memory
             except BaseException:
                 slots.close()
                 raise
             slots.close()
             if waited >= wait:
-                raise self._refusal(usage, wait)
+                raise self._refusal(usage, wait, short=short)
             if waited - told >= TELL_SECONDS:
                 told = waited
-                self._tell(usage, notify)
+                self._tell(usage, notify, short=short)
             pause = min(PAUSE * (0.5 + jitter()), max(wait - waited, 0.001))
             if cancel is not None:
                 cancel.check()
@@ -262,24 +262,20 @@ class HostBudget:
         finally:
             slots.close()
 
-    def _tell(self, usage: Usage, notify: Callable[[str], None] | None) -> None:
-        what = "memory" if self._is_short_of_memory(usage) else "a connection"
+    def _tell(self, usage: Usage, notify: Callable[[str], None] | None, *, short: bool) -> None:
+        what = "memory" if short else "a connection"
         text = f"{self.where}: waiting for {what} of its NFC server {self.server}: {self._in_use(usage)}"
         _log.info("%s", text)
         if notify is not None:
             notify(text)
 
-    def _refusal(self, usage: Usage, wait: float) -> VixError:
-        kind = HostOutOfMemory if self._is_short_of_memory(usage) else TooManyConnections
+    def _refusal(self, usage: Usage, wait: float, *, short: bool) -> VixError:
+        kind = HostOutOfMemory if short else TooManyConnections
         waited = f", and nothing came free in {wait:g} s" if wait else ""
         return kind(
             f"{self.where}: its NFC server {self.server} bears no more{waited}: {self._in_use(usage)}",
             remedy=f"let others end first, or raise {_KEYS} if the host bears more",
         )
-
-    def _is_short_of_memory(self, usage: Usage) -> bool:
-        """Only where processes that were told of other limits have the units of our floors."""
-        return usage.connections < self.limits.connections
 
     def _in_use(self, usage: Usage) -> str:
         return (

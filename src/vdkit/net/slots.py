@@ -80,6 +80,8 @@ class Slots:
         #: In the order of taking: the last ones go first, so that neighbours stay together.
         self._held: dict[int, None] = {}
         self._next = self._first_common
+        #: A connection was free, and others who were told of other limits had its memory.
+        self.short_of_memory = False
 
     def enter(self) -> bool:
         """Get a connection with its floor; False if there is none, or the file has been removed."""
@@ -87,12 +89,12 @@ class Slots:
             place, first = number * _RECORD.size, number * self._per_floor
             if not try_lock(self._descriptor, place, _RECORD.size):
                 continue
-            # Somebody who was told of other limits may have units here that we keep for floors.
             if try_lock(self._descriptor, _UNITS + first, self._per_floor):
                 if not self._still_there():
                     break
                 self._sign(place)
                 return True
+            self.short_of_memory = True
             unlock(self._descriptor, place, _RECORD.size)
         unlock(self._descriptor, 0, 0)
         return False
