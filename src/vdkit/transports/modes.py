@@ -47,6 +47,7 @@ class Subject:
     datastore: str = ""
     """The type of its datastore in upper case (``VMFS``, ``NFS``, ``VSAN``, ``VVOL``), empty if not known."""
     writable: bool = False
+    """It is to be written to, which some modes can do with fewer disks than read."""
 
 
 @dataclass(frozen=True, slots=True)
