@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vdkit.block.filelock import try_lock
+from vdkit.block.filelock import try_lock, unlock
 from vdkit.block.workers import CancelToken
 from vdkit.errors import (
     Cancelled,
@@ -261,6 +261,25 @@ def test_waiting_ends_when_another_does(budget: HostBudget, clock: Clock) -> Non
     assert held[0].waited == 0
     for lease in (*held, late):
         lease.close()
+
+
+def test_a_leaving_holder_is_not_told_of(budget: HostBudget, clock: Clock) -> None:
+    """Who takes the file away has all of it for a moment, and then nobody has."""
+    budget.path.touch()
+    heard: list[str] = []
+    with budget.path.open("r+b") as leaving:
+        real = slots.Slots.usage
+
+        def usage(self: slots.Slots) -> slots.Usage:
+            unlock(leaving.fileno(), 0, 0)
+            return real(self)
+
+        assert try_lock(leaving.fileno(), 0, 0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(slots.Slots, "usage", usage)
+            lease = budget.lease(notify=heard.append, sleep=clock.sleep, clock=clock)
+    assert heard == [] and len(clock.slept) == 1
+    lease.close()
 
 
 def test_waiting_can_be_cancelled(budget: HostBudget, clock: Clock) -> None:

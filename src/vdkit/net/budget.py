@@ -243,7 +243,9 @@ class HostBudget:
             slots.close()
             if waited >= wait:
                 raise self._refusal(usage, wait, short=short)
-            if waited - told >= TELL_SECONDS:
+            # The last holder of all, leaving, has the whole file for a moment: nothing to tell.
+            is_full = short or usage.connections >= self.limits.connections
+            if is_full and waited - told >= TELL_SECONDS:
                 told = waited
                 self._tell(usage, notify, short=short)
             pause = min(PAUSE * (0.5 + jitter()), max(wait - waited, 0.001))
