@@ -95,11 +95,15 @@ class OpenOffice:
 class Child:
     """A process of ours that announces itself in one line and ends with its standard input."""
 
-    def __init__(self, *command: str | Path) -> None:
+    def __init__(self, *command: object, given: dict[str, object] | None = None) -> None:
+        """``given`` is the first line of its standard input: what must not be seen among its arguments."""
         self._process = subprocess.Popen(
             [sys.executable, *map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        assert self._process.stdout is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
+        if given is not None:
+            self._process.stdin.write(json.dumps(given) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"{command[0]} did not start")
