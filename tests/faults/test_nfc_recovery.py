@@ -14,6 +14,7 @@ from vdkit.block.copy import copy
 from vdkit.block.device import BlockDevice
 from vdkit.block.forward import Forwarding
 from vdkit.block.memory import MemoryDevice
+from vdkit.disklib.handle import DiskHandle
 from vdkit.disklib.resuming import ResumingDisk
 from vdkit.errors import (
     DeadlineExceeded,
@@ -302,3 +303,19 @@ def test_buffers_step_down_to_what_the_host_grants() -> None:
         for size, count in ((0, 1), (1000, 1), (MIB, 17), (64 * KIB, 0)):
             with pytest.raises(UsageError, match="NFC buffers"):
                 open_nfc(target(server), buffer_size=size, buffer_count=count)
+
+
+def test_a_handle_stays_valid_when_the_host_is_out_of_memory() -> None:
+    """VDDK 6.0 against an unpatched host hung here; with retries off the caller decides what to do."""
+    with served(Office(CONTENT), faults=NfcFaults(no_memory_over=64 * KIB)) as server:
+        inner = ResumingDisk(
+            lambda: open_nfc(target(server), adapt=False, timeouts=QUICK), attempts=1, sleep=lambda _: None
+        )
+        with DiskHandle(inner, "nbdssl", "a") as disk:
+            for _ in range(3):
+                with pytest.raises(HostOutOfMemory) as caught:
+                    disk.read(0, 2048)
+                assert str(caught.value.code) == "VIX_E_OUT_OF_MEMORY (2)"
+                assert disk.read(0, 128) == CONTENT[: 64 * KIB]
+            assert inner.reopened == 0
+            assert server.connections == 1
