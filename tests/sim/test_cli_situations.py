@@ -134,8 +134,7 @@ class Bench:
         return ["backup", "Büro Server 1", "--to", "repo"], {}
 
     def closed_port(self) -> Step:
-        assert self.host.world is not None
-        self.host.world.data_port = 1
+        self.host.scenario.ticket_port = 1
         return self.backup()
 
     def no_host(self) -> Step:

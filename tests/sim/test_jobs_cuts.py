@@ -44,8 +44,7 @@ class BrokenLine(Listener):
         after = self._dice.randrange(1, self._dice.choice([3000, self._largest])) if self.left else None
         relay = Relay(self._host.host, self._host.nfc_port, reset=self._reset, **{self._direction: after})
         self._running.enter_context(relay)
-        assert self._host.world is not None
-        self._host.world.data_port = relay.port
+        self._host.scenario.ticket_port = relay.port
 
     def warning(self, text: str) -> None:
         super().warning(text)
