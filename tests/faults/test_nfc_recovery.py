@@ -293,6 +293,7 @@ def test_buffers_step_down_to_what_the_host_grants() -> None:
             (MIB, 16, MIB),
             (16 * MIB, 1, 2 * MIB),
             (8 * MIB, 2, 2 * MIB),
+            (8 * MIB, None, 2 * MIB),
         ):
             with open_nfc(
                 target(server), buffer_size=size, buffer_count=count, writable=True, timeouts=QUICK
@@ -300,6 +301,9 @@ def test_buffers_step_down_to_what_the_host_grants() -> None:
                 assert disk.fragment_size == granted
                 disk.write_from(0, CONTENT[MIB : 2 * MIB])
                 assert read(disk, 0, MIB) == CONTENT[MIB : 2 * MIB]
+        with open_nfc(target(server), request_size=100 * KIB // 4096 * 4096, timeouts=QUICK) as disk:
+            assert disk.fragment_size == 128 * KIB
+            assert read(disk) == CONTENT
         for size, count in ((0, 1), (1000, 1), (MIB, 17), (64 * KIB, 0)):
             with pytest.raises(UsageError, match="NFC buffers"):
                 open_nfc(target(server), buffer_size=size, buffer_count=count)

@@ -138,8 +138,10 @@ def _check(mode: str, window: int, request_size: int | None) -> None:
 
 def _buffers(size: int | None, count: int | None, request_size: int) -> tuple[int, int]:
     """Size and count of the buffers to ask for. Raises UsageError."""
-    size = max(request_size, DEFAULT_HELLO_BUFFER) if size is None else size
-    count = HELLO_BUFFERS if count is None else count
+    if size is None:
+        size = -(-request_size // BUFFER_UNIT) * BUFFER_UNIT
+    if count is None:
+        count = max(1, min(HELLO_BUFFERS, MAX_HELLO_TOTAL // max(1, size)))
     if size < BUFFER_UNIT or size % BUFFER_UNIT or count < 1 or size * count > MAX_HELLO_TOTAL:
         raise UsageError(
             f"{count} NFC buffers of {size} bytes: multiples of {BUFFER_UNIT} bytes, "
