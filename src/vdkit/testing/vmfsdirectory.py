@@ -1,7 +1,7 @@
 """Directories of fixture volumes: the row of entries of VMFS-5, the hashed blocks of VMFS-6.
 
-For :mod:`vdkit.testing.vmfsimage` alone. Source of facts: our notes on VMFS, section 2.10; the mix of the hash
-is Bob Jenkins' lookup8, which is in the public domain.
+For :mod:`vdkit.testing.vmfsimage` alone. Source of facts: our notes on VMFS, section 2.10; the mix of the
+hash is Bob Jenkins' lookup8, which is in the public domain.
 """
 
 from __future__ import annotations

@@ -136,7 +136,9 @@ class VmfsImage:
         self._small(self._add(path, _FILE), data, layout)
 
     def symlink(self, path: str, target: str) -> None:
-        self._small(self._add(path, _SYMLINK), target.encode(), _RESIDENT if self.options.six else _SUB_BLOCKS)
+        self._small(
+            self._add(path, _SYMLINK), target.encode(), _RESIDENT if self.options.six else _SUB_BLOCKS
+        )
 
     def rdm(self, path: str, size: int) -> None:
         """A raw device mapping to a LUN of ``size`` bytes."""
@@ -167,9 +169,10 @@ class VmfsImage:
     ) -> None:
         """A file in blocks. ``states``: a letter a block, or by the block's number; all others are holes.
 
-        ``d`` data, ``D`` allocated and never written, ``z`` to be zeroed with somebody's old data below, ``c``
-        data, copy on write, ``p`` partly to be zeroed, ``h`` hole. ``large``: which units of 512 blocks are one
-        large block each; in them what is not told is ``D``. ``large_once``: only the first slot names it.
+        ``d`` data, ``D`` allocated and never written, ``z`` to be zeroed with somebody's old data below,
+        ``c`` data, copy on write, ``p`` partly to be zeroed, ``h`` hole. ``large``: which units of 512 blocks
+        are one large block each; in them what is not told is ``D``. ``large_once``: only the first slot
+        names it.
         ``mask`` are the bits of ``z`` (VMFS-6).
         """
         size = self.options.block_size
@@ -213,7 +216,9 @@ class VmfsImage:
 
     def _make_pools(self) -> dict[str, Pool]:
         """The area of the headers, and behind it the pools; descriptors have their fixed place."""
-        start = 7 * MIB if self.options.six else -(-4 * MIB // self.options.block_size) * self.options.block_size
+        start = (
+            7 * MIB if self.options.six else -(-4 * MIB // self.options.block_size) * self.options.block_size
+        )
         self._header_blocks = self._take_bytes(start)
         return {
             name: Pool(name, self._geometry[name], self._take_bytes(length), self.options, self.space)
@@ -301,23 +306,17 @@ class VmfsImage:
             if letter == "h":
                 continue
             bits = {"z": 0xFF if mask is None else mask, "p": 0x06}.get(letter, 0)
-            block = numbers[index] if unit is None else unit * RATIO + index % RATIO
-            slots[index] = (
-                block_address(self.options.version, block, mask=bits, shared=letter == "c")
-                if unit is None
-                else large_address(unit, mask=bits, shared=letter == "c")
-            )
-            data = None
+            if unit is None:
+                number = numbers[index]
+                slots[index] = block_address(self.options.version, number, mask=bits, shared=letter == "c")
+            else:
+                number = unit * RATIO + index % RATIO
+                slots[index] = large_address(unit, mask=bits, shared=letter == "c")
+            made = None if letter in "zD" else content or random_block
+            block = Block(index, letter, number * size, made, self.options.seed, path)
             if letter != "D":
-                if letter == "z":
-                    below = STALE * size
-                elif content is None:
-                    below = random_block(self.options.seed, path, index, size)
-                else:
-                    below = content(index).ljust(size, STALE)
-                self.space.write(block * size, below)
-                data = None if letter == "z" else content or random_block
-            found.append(Block(index, letter, block * size, data, self.options.seed, path))
+                self.space.write(block.volume_offset, block.bytes(size) if made else STALE * size)
+            found.append(block)
         return slots, found
 
     def _body(self, length: int, slots: Mapping[int, int], levels: int | None) -> _Body:

@@ -1,7 +1,7 @@
 """What a fixture volume of VMFS is made of below its files: partitions, members, geometry, addresses.
 
-For :mod:`vdkit.testing.vmfsimage` alone. Source of facts: our notes on VMFS, sections 1 and 2.1 to 2.6. Written
-beside the reader and not with its code, so that one may judge the other.
+For :mod:`vdkit.testing.vmfsimage` alone. Source of facts: our notes on VMFS, sections 1 and 2.1 to 2.6.
+Written beside the reader and not with its code, so that one may judge the other.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class VmfsOptions:
 
     def uuid(self, what: str) -> bytes:
         """16 bytes that depend on the seed."""
-        return random.Random(f"{self.seed}/{what}").randbytes(16)  # noqa: S311  a name, no secret
+        return random.Random(f"{self.seed}/{what}").randbytes(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Geometry:
     def count_in(self, length: int) -> int:
         """Resources that fit a file of ``length`` bytes."""
         count = 0
-        while self.offset(count) + self.size <= length:
+        while self.per_cluster and self.offset(count) + self.size <= length:
             count += 1
         return count
 
@@ -125,6 +125,8 @@ def geometries(options: VmfsOptions) -> dict[str, Geometry]:
         return {
             "fdc": Geometry(256, 8, 8192, header, 0x10C00005),
             "sbc": Geometry(256, 8, 65536, header, 0x10C00003),
+            # There, pointer blocks are sub-blocks; the file for them is empty.
+            "pbc": Geometry(0, 8, 65536, header, 0x10C00004),
             "pb2": Geometry(32, 8, 65536, header, 0x10C00006),
             "jbc": Geometry(8, 4, 2 * MIB, header, 0x10C00007, flags=0),
         }
@@ -143,7 +145,7 @@ def resource_header(
 ) -> bytearray:
     """The header of a resource file with ``count`` resources."""
     raw = bytearray(0x100)
-    clusters = -(-count // geometry.per_cluster)
+    clusters = -(-count // geometry.per_cluster) if count else 0
     struct.pack_into(
         "<9I",
         raw,
@@ -158,7 +160,7 @@ def resource_header(
         count >> 32,
         0x72666D64 if geometry.header > 1024 else 0,
     )
-    struct.pack_into("<II", raw, 0x24, 1, geometry.flags)
+    struct.pack_into("<IIHH", raw, 0x24, 1, geometry.flags, geometry.per_cluster, 1)
     struct.pack_into("<II", raw, 0x30, bits, child)
     return raw
 

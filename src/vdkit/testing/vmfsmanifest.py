@@ -22,7 +22,7 @@ _STATES: Final = {"d": "data", "D": "data", "c": "data", "z": "zero", "p": "part
 
 
 def random_block(seed: int, path: str, index: int, size: int) -> bytes:
-    return random.Random(f"{seed}/{path}/{index}").randbytes(size)  # noqa: S311  content, no secret
+    return random.Random(f"{seed}/{path}/{index}").randbytes(size)
 
 
 class Run(NamedTuple):
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 class Block(NamedTuple):
     """An allocated block; ``content`` is None if it reads as zeroes."""
 
-    index: int
+    number: int
     letter: str
     volume_offset: int
     content: Callable[..., bytes] | None
@@ -49,8 +49,8 @@ class Block(NamedTuple):
         if self.content is None:
             return bytes(size)
         if self.content is random_block:
-            return random_block(self.seed, self.path, self.index, size)
-        return self.content(self.index).ljust(size, STALE)
+            return random_block(self.seed, self.path, self.number, size)
+        return self.content(self.number).ljust(size, STALE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Expected:
         if self.inline is not None:
             yield 0, self.inline
         for block in self.blocks:
-            start = block.index * self.block_size
+            start = block.number * self.block_size
             yield start, block.bytes(self.block_size)[: self.length - start]
 
     def read(self, offset: int, length: int) -> bytes:
@@ -87,7 +87,7 @@ class Expected:
         made: list[Run] = []
         position = 0
         for block in self.blocks:
-            start = block.index * self.block_size
+            start = block.number * self.block_size
             if start > position:
                 made.append(Run(position, start - position, "hole", None))
             length = min(self.block_size, self.length - start)

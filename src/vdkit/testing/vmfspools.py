@@ -1,4 +1,4 @@
-"""The resource files of fixture volumes: pools of descriptors, sub-blocks and pointer blocks, and the bitmaps.
+"""The resource files of fixture volumes: descriptors, sub-blocks and pointer blocks, and the bitmaps.
 
 For :mod:`vdkit.testing.vmfsimage` alone. Source of facts: our notes on VMFS, sections 2.3 to 2.6.
 """
@@ -48,7 +48,7 @@ class Blocks:
             raise UsageError(f"the fixture's {self.count} blocks are all used")
         found = list(range(self._next, end, step))
         if order == "shuffled":
-            random.Random(f"{self._options.seed}/{self._next}").shuffle(found)  # noqa: S311
+            random.Random(f"{self._options.seed}/{self._next}").shuffle(found)
         self._next = end
         self.used.update(found)
         return found
@@ -96,7 +96,7 @@ class Pool:
         """The header, and a header with its bitmap for every cluster."""
         geometry = self.geometry
         self._space.write(self.place(0), resource_header(geometry, self.count))
-        for cluster in range(-(-self.count // geometry.per_cluster)):
+        for cluster in range(-(-self.count // geometry.per_cluster) if self.count else 0):
             at = self.place(geometry.header_at(cluster))
             first = cluster * geometry.per_cluster
             total = min(geometry.per_cluster, self.count - first)
@@ -123,7 +123,8 @@ def _cluster(options: VmfsOptions, lock_type: int, at: int, cluster: int, taken:
 def bitmap_length(options: VmfsOptions, blocks: int) -> int:
     """Bytes of ``.fbb.sf`` for a volume of so many blocks."""
     if not options.six:
-        return 0x20000 + -(-(-(-blocks // 200)) // 64) * 0x10000
+        clusters = -(-blocks // 200)
+        return 0x20000 + -(-clusters // 64) * 0x10000
     large = -(-blocks // RATIO)
     if large > _BITMAP_6.per_cluster * _BITMAP_6.clusters:
         raise UsageError("a fixture of VMFS-6 has up to 64 GiB")
@@ -198,5 +199,5 @@ def pool_blocks(options: VmfsOptions, length: int) -> int:
 #: Bytes of the resource files; enough for some hundred files.
 POOL_BYTES: Final = {
     5: {"fdc": 2 * MIB, "sbc": 2 * MIB, "pbc": MIB, "pb2": MIB},
-    6: {"fdc": 6 * MIB, "sbc": 16 * MIB, "pb2": MIB, "jbc": 3 * MIB},
+    6: {"fdc": 6 * MIB, "sbc": 16 * MIB, "pbc": MIB, "pb2": MIB, "jbc": 3 * MIB},
 }
