@@ -302,16 +302,16 @@ class VmfsImage:
         numbers = dict(zip(small, self._blocks.take(len(small), order), strict=True))
         slots, found = {}, []
         for index in sorted(wanted):
-            letter, unit = wanted[index], starts.get(index // RATIO)
+            letter, whole = wanted[index], starts.get(index // RATIO)
             if letter == "h":
                 continue
             bits = {"z": 0xFF if mask is None else mask, "p": 0x06}.get(letter, 0)
-            if unit is None:
+            if whole is None:
                 number = numbers[index]
                 slots[index] = block_address(self.options.version, number, mask=bits, shared=letter == "c")
             else:
-                number = unit * RATIO + index % RATIO
-                slots[index] = large_address(unit, mask=bits, shared=letter == "c")
+                number = whole * RATIO + index % RATIO
+                slots[index] = large_address(whole, mask=bits, shared=letter == "c")
             made = None if letter in "zD" else content or random_block
             block = Block(index, letter, number * size, made, self.options.seed, path)
             if letter != "D":
