@@ -14,6 +14,7 @@ import pytest
 
 from vdkit.block.local import FolderStore
 from vdkit.sim.host import SimulatedHost
+from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.testing.fixtures import HostFactory
 from vdkit.vmdk import DiskType, create_child, create_disk
 
@@ -167,6 +168,21 @@ def test_a_closed_port_443(vdkit: Vdkit) -> None:
 
 def test_a_name_that_does_not_resolve(vdkit: Vdkit) -> None:
     _failed(vdkit("vms", "--host", "esxi.invalid"), 7, "esxi.invalid", "does not resolve")
+
+
+def test_what_a_failed_backup_leaves_is_told(vdkit: Vdkit, host: SimulatedHost) -> None:
+    """The error is what the backup died of; that its snapshot is still there must not stay a secret."""
+    host.set_data_faults(NfcFaults(read_error=(13, "Input/output error")))
+    host.scenario.missing_privileges = frozenset({"VirtualMachine.State.RemoveSnapshot"})
+    done = vdkit("backup", "vm1", "--to", "repo", "--json", "--no-enable-tracking")
+    _failed(done, 7, "Input/output error")
+    (left,) = host.machine("vm1").snapshots()
+    (also,) = [line for line in done.stderr.splitlines() if line.startswith("also: ")]
+    for word in (left.moref, "could not be removed", "RemoveSnapshot", "vdkit cleanup"):
+        assert word in also
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["message_type"] == "exit_error"
+    assert [also.removeprefix("also: ")] == last["notes"]
 
 
 def test_a_closed_port_902(

@@ -97,7 +97,10 @@ def _needed(given: list[str]) -> Iterable[str]:
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Entry point: every vdkit error becomes one line on standard error and a documented exit code."""
+    """Entry point: every vdkit error becomes one line on standard error and a documented exit code.
+
+    What could not be tidied up after it (a snapshot that stayed, say) is told in lines of its own.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     # A service manager's way of saying stop must tidy up like an interrupt from the keyboard.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -116,7 +119,10 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def _report(error: VixError, exit_code: int, *, as_json: bool) -> int:
+    left = _left_behind(error)
     print_note(f"vdkit: {error} [{error.code}]")
+    for text in left:
+        print_note(f"also: {text}")
     if as_json:
         with contextlib.suppress(BrokenPipeError, StoreError):
             print_json(
@@ -127,6 +133,20 @@ def _report(error: VixError, exit_code: int, *, as_json: bool) -> int:
                     "remedy": error.remedy,
                     "vix_code": error.code.number,
                     "exit_code": exit_code,
+                    **({"notes": left} if left else {}),
                 }
             )
     return exit_code
+
+
+def _left_behind(error: BaseException) -> list[str]:
+    """What could not be tidied up after the failure: layers below add it to the error as notes.
+
+    An interrupt has become another error on its way here, and its notes are those of its cause.
+    """
+    notes: list[str] = []
+    one: BaseException | None = error
+    while one is not None:
+        notes += [" ".join(note.split()) for note in getattr(one, "__notes__", [])]
+        one = one.__cause__
+    return list(dict.fromkeys(notes))
