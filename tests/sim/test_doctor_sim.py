@@ -387,3 +387,21 @@ def test_tracking_is_shown_switched_on_and_off(vdkit: Vdkit, host: SimulatedHost
     host.machine("vm1").create_snapshot("mine")
     vdkit("tracking", "vm1", "--enable").failed(ExitCode.CHANGE_TRACKING, "'mine'", "delete them")
     assert not host.machine("vm1").config.change_tracking
+
+
+def test_the_backup_of_a_template_ends_as_the_doctor_says_and_changes_nothing(
+    simulated_host_factory: HostFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host = simulated_host_factory(personality="vcenter", password=CANARY)
+    host.machine("vm1").set_template(True)
+    with logged_in(host) as session:
+        assert find_machine(session, "vm1").template
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for key, value in host.environment().items():
+        monkeypatch.setenv(key, value)
+    vdkit = Vdkit(monkeypatch)
+    doctor = vdkit("doctor", "vm1")
+    assert "a template" in doctor.text
+    vdkit("backup", "vm1", "--to", tmp_path / "repo").failed(doctor.code, "is a template", "convert it")
+    assert doctor.code == ExitCode.CONTROL
+    assert not host.machine("vm1").config.change_tracking

@@ -100,6 +100,11 @@ def backup_machine(
         raise NotSupported(
             f"{session.where}: {vm.name} ({vm.moref}) has no instance UUID to file its points under"
         )
+    if vm.template:  # told before its configuration is touched
+        raise SnapshotFailed(
+            f"{session.where}: {vm.name} ({vm.moref}) is a template: no snapshot can be made of it",
+            remedy="convert it to a machine for the backup; the Python library opens its disks as they are",
+        )
     identity = VmIdentity(vm.name, vm.instance_uuid.lower())
     with begin_point(repository, identity, notice=observer.note) as writer:
         run = f"{repository.id}.{writer.id}"

@@ -214,7 +214,7 @@ def machine_findings(vm: VirtualMachine, placed: Placement | None) -> Iterator[F
         yield problem("machine.hardware", what, text, remedy, ExitCode.CHANGE_TRACKING)
     if vm.template:
         text = "a template: no snapshot can be made of it"
-        remedy = "convert it to a machine for the backup, or read its disks with vdkit convert"
+        remedy = "convert it to a machine for the backup; the Python library opens its disks as they are"
         yield problem("machine.template", what, text, remedy, ExitCode.CONTROL)
     if placed is not None and not placed.usable:
         text = "the host does not reach it (disconnected, orphaned or inaccessible)"
