@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 from simulated_login import logged_in, one_line, the_machine
 
 from vdkit.block.workers import CancelToken
@@ -14,10 +14,12 @@ from vdkit.disklib.connection import ConnectParams
 from vdkit.errors import (
     Cancelled,
     ConnectionLost,
+    ControlError,
     HostNotFound,
     NoPrivilege,
     NotSupported,
     ObjectBusy,
+    ProtocolError,
     UsageError,
 )
 from vdkit.net.secret import Secret
@@ -262,6 +264,44 @@ def test_a_refused_second_call_keeps_what_the_first_one_did(session: Session, ce
     with pytest.raises(NoPrivilege):
         access.prepare_for_access(session, vm, OURS)
     assert held(center) == [OURS]
+
+
+def test_a_second_look_that_fails_leaves_nothing(
+    session: Session, center: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host has disabled it by then, so its refusal to say more is no reason to owe nothing."""
+    vm = the_machine(session)
+    real, looks = tasks.running, []
+
+    def running(session: Session, vm: VirtualMachine) -> list[tasks.Running]:
+        looks.append(held(center))
+        if len(looks) == 2:
+            raise ControlError("look at the tasks of vm1: a general system error occurred") from (
+                vmodl.fault.SystemError()
+            )
+        return real(session, vm)
+
+    monkeypatch.setattr(tasks, "running", running)
+    with pytest.raises(ControlError, match="general system error"):
+        access.prepare_for_access(session, vm, OURS)
+    assert looks == [[], [OURS]]
+    assert held(center) == []
+
+
+def test_an_answer_that_is_not_the_hosts_is_no_refusal(
+    session: Session, center: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = the_machine(session)
+    real = internal.disable_methods
+
+    def disable(*arguments: object) -> None:
+        real(*arguments)  # type: ignore[arg-type]
+        raise ProtocolError("the answer is not that of a vSphere host") from ValueError("a page of a proxy")
+
+    monkeypatch.setattr(internal, "disable_methods", disable)
+    with pytest.raises(ProtocolError):
+        access.prepare_for_access(session, vm, OURS)
+    assert held(center) == []
 
 
 # -- in the shape of VixDiskLib ------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from vdkit.errors import (
     NoPrivilege,
     NotSupported,
     ObjectBusy,
+    SessionExpired,
     UsageError,
     VixError,
 )
@@ -75,17 +76,24 @@ def prepare_for_access(session: Session, vm: VirtualMachine, identity: str) -> N
     _refuse_moving(session, vm, what)
     try:
         _call(session, vm, what, internal.disable_methods, identity)
+    except BaseException as error:
+        if not _is_refusal(error):
+            _undo(session, vm, identity, error)
+        raise
+    try:
         # A relocation may have begun between the look and the call.
         _refuse_moving(session, vm, what)
     except BaseException as error:
-        if _is_refusal(error):
-            raise
-        # A call that failed is owed no end, so what it may have done is undone here.
-        try:
-            end_access(session, vm, identity)
-        except VixError as failure:
-            error.add_note(f"relocation may still be disabled under {identity!r}: {failure.message}")
+        _undo(session, vm, identity, error)
         raise
+
+
+def _undo(session: Session, vm: VirtualMachine, identity: str, error: BaseException) -> None:
+    """A call that failed is owed no end, so what it has done, or may have, is undone."""
+    try:
+        end_access(session, vm, identity)
+    except VixError as failure:
+        error.add_note(f"{_still_disabled(session, vm, identity, failure)}; {_REMEDY.format(vm=vm.name)}")
 
 
 def end_access(session: Session, vm: VirtualMachine, identity: str) -> None:
@@ -111,12 +119,8 @@ def _call(session: Session, vm: VirtualMachine, what: str, call: Callable[..., N
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """True if the host has said no, hence has done nothing; a machine that moves is told by our own look."""
-    return (
-        isinstance(error, VixError)
-        and error.__cause__ is not None
-        and (isinstance(error, ObjectBusy) or not error.retryable)
-    )
+    """True if the host itself has said no, hence has done nothing; a proxy's or no answer says nothing."""
+    return isinstance(error, (ControlError, NotSupported)) and not isinstance(error, SessionExpired)
 
 
 def wait_for_access(
