@@ -33,7 +33,10 @@ class FakeStub:
     def InvokeAccessor(self, mo: Any, info: Any) -> Answer:  # noqa: N802
         return self.objects[mo._GetMoId()][info.name]
 
-    def forget_session(self) -> None:
+    def for_login(self) -> FakeStub:
+        return self
+
+    def use_session(self, session_id: str | None) -> None:
         pass
 
     def DropConnections(self) -> None:  # noqa: N802

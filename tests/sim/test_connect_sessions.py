@@ -19,6 +19,7 @@ from vdkit.disklib.connection import ConnectParams, connect, connection_of
 from vdkit.disklib.hosted import CreateParams
 from vdkit.disklib.remote import Retry, open_remote
 from vdkit.errors import (
+    Closed,
     ConnectFailed,
     ConnectionLost,
     ConnectionRefused,
@@ -160,6 +161,81 @@ def test_a_password_that_was_changed_is_tried_once_and_by_one_thread(
         assert refused() == 1
         assert attempts == []
     assert simulated_host.password.reveal() not in caplog.text
+
+
+def test_many_threads_renew_an_expired_session_once(simulated_host: SimulatedHost) -> None:
+    """Hosts answer callers without a session with a cookie that opens nothing: it must not push out the one
+    that another thread has just logged in with, which would then be logged in for again, and never end."""
+    world = simulated_host.world
+    assert world is not None
+    with login(simulated_host) as session:
+        for _ in range(15):
+            opened = world.sessions.opened
+            simulated_host.expire_sessions()
+            begin = threading.Barrier(8)
+            failed: list[VixError] = []
+
+            def look(begin: threading.Barrier, failed: list[VixError]) -> None:
+                begin.wait()
+                try:
+                    session.call("ask the time", session._current_time)
+                    session.touch()
+                    session.call("ask", lambda: session.content.sessionManager.currentSession.key)
+                except VixError as error:
+                    failed.append(error)
+
+            threads = [threading.Thread(target=look, args=(begin, failed)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert not failed
+            assert world.sessions.opened == opened + 1
+    assert open_sessions(simulated_host) == 0
+
+
+def test_a_session_that_is_closed_under_a_call_is_not_opened_again(simulated_host: SimulatedHost) -> None:
+    """The call of another thread finds the session logged out: to it, that looks like an expired one."""
+    world = simulated_host.world
+    assert world is not None
+    session = login(simulated_host)
+
+    def call() -> object:
+        # Here another thread ends the session, after this call had begun.
+        session.close()
+        return session.stub.InvokeAccessor(
+            session.content.sessionManager, vim.SessionManager._GetPropertyInfo("sessionList")
+        )
+
+    opened = world.sessions.opened
+    with pytest.raises(Closed):
+        session.call("list the sessions", call)
+    assert world.sessions.opened == opened
+    assert open_sessions(simulated_host) == 0
+    session.close()
+
+
+@pytest.mark.parametrize("secret", ["canary-4711", "e"])
+def test_a_host_that_repeats_the_password(simulated_host: SimulatedHost, secret: str) -> None:
+    """In a fault, or in the answer of something that is no host; the error keeps its kind."""
+    scenario = simulated_host.scenario
+    trust, port = trust_of(simulated_host), simulated_host.port
+    for fault, kind in (
+        (vim.fault.InvalidLogin(msg=f"Cannot log in with {secret}."), LoginFailed),
+        (vmodl.fault.SystemError(msg=f"bad value {secret}", reason=secret), ControlError),
+    ):
+        scenario.call_errors["Login"] = fault  # type: ignore[assignment]
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(VixError) as caught,
+        ):
+            patch.setattr("vdkit.sim.soap.dispatch.fault_named", lambda named: named)
+            Session.login(simulated_host.host, port, "root", Secret(secret), trust)
+        assert type(caught.value) is kind
+        seen: BaseException | None = caught.value
+        while seen is not None:
+            assert secret != "canary-4711" or secret not in f"{seen!r} {seen}"
+            seen = seen.__cause__ or seen.__context__
 
 
 def _refusals(host: SimulatedHost) -> object:

@@ -193,7 +193,7 @@ class Session:
             legacy_tls=trust.legacy_tls,
             sleep=sleep,
         )
-        stub.SetSessionId(value)
+        stub.use_session(value)
         try:
             session._adopt()
         except BaseException:
@@ -293,42 +293,59 @@ class Session:
             raise translate(error, where=self.where, what=what) from error
 
     def _log_in(self) -> None:
-        self._stub.forget_session()
         what = f"log in as {self._user!r}"
         assert self._password is not None
-        secret = self._password.reveal()
+        # By a stub of its own: what other threads are answered meanwhile cannot touch the new cookie.
+        door = self._stub.for_login()
         try:
             content = vim.ServiceInstance("ServiceInstance", self._stub).RetrieveContent()
             manager: Any = content.sessionManager
-            manager.Login(self._user, secret, None)
-        except FOREIGN as error:
-            if secret and secret in str(error):
-                # Neither the host's text nor the cause may carry the password on.
-                raise LoginFailed(f"{self.where}: {what}: the host refused, repeating the password") from None
-            raise translate(error, where=self.where, what=what) from error
-        if not self._stub.GetSessionId():
-            raise LoginFailed(
-                f"{self.where}: {what}: the host gave no session", remedy="is this a vSphere host?"
-            )
-        self._know(content)
+            vim.SessionManager(manager._GetMoId(), door).Login(self._user, self._password.reveal(), None)
+            cookie = door.GetSessionId()
+        except (*FOREIGN, VixError) as error:
+            failure, cause = self._told(error, what, self._password)
+        else:
+            if cookie:
+                self._stub.use_session(cookie)
+                self._know(content)
+                return
+            failure, cause = self._no_session(what), None
+        finally:
+            door.DropConnections()
+        raise failure from cause
+
+    def _no_session(self, what: str) -> LoginFailed:
+        return LoginFailed(
+            f"{self.where}: {what}: the host gave no session", remedy="is this a vSphere host?"
+        )
+
+    def _told(self, error: Exception, what: str, secret: Secret) -> tuple[VixError, Exception | None]:
+        """The error to raise, and its cause: neither the host's text nor the cause may carry the secret on."""
+        found, text = translate(error, where=self.where, what=what), secret.reveal()
+        if not text or (text not in str(error) and text not in str(found)):
+            return found, None if found is error else error
+        clean = found.message.replace(text, "***")
+        return type(found)(clean, remedy=found.remedy), None
 
     def _adopt(self) -> None:
         """Find out whose session it is that the cookie stands for."""
         what = "use the session of the cookie"
-        refused = SessionExpired(
+        failure: VixError = SessionExpired(
             f"{self.where}: {what}: the host does not know it (any more)",
             remedy="get a new cookie, or log in with user and password",
         )
+        cause: Exception | None = None
         try:
             content = vim.ServiceInstance("ServiceInstance", self._stub).RetrieveContent()
             manager: Any = content.sessionManager
             current = manager.currentSession
         except vim.fault.NotAuthenticated:
-            raise refused from None
-        except FOREIGN as error:
-            raise translate(error, where=self.where, what=what) from error
+            current = None
+        except (*FOREIGN, VixError) as error:
+            current = None
+            failure, cause = self._told(error, what, Secret(self._stub.GetSessionId() or ""))
         if current is None:
-            raise refused
+            raise failure from cause
         self._user = current.userName or ""
         self._know(content)
 
@@ -346,6 +363,9 @@ class Session:
         Refused once, it is not tried again: every attempt counts towards the locking of the account.
         """
         with self._lock:
+            if self._closed:
+                # Logged out under a call of another thread: a new session would have no end.
+                raise Closed(f"{self.where}: the session has been closed")
             if generation != self._generation:
                 return
             if self._lost is None:
@@ -382,15 +402,17 @@ class Session:
         if self._keeper is not None:
             self._keeper.join()
             self._keeper = None
-        if self._closed:
-            return
+        with self._lock:
+            if self._closed:
+                return
+            # First this: from now on nobody renews what is about to be ended.
+            self._closed = True
         # After a long run the session may have expired: not being able to log out harms nobody.
-        with suppress(VixError):
+        with suppress(VixError, *FOREIGN):
             if self._password is not None:
-                self._once("log out", lambda: self._content.sessionManager.Logout())
-        self._closed = True
+                self._content.sessionManager.Logout()
         self._stub.DropConnections()
-        self._stub.forget_session()
+        self._stub.use_session(None)
 
     def __enter__(self) -> Self:
         if self._keeper is None and not self._closed:

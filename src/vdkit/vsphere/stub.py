@@ -18,6 +18,7 @@ from typing import Any, Final
 from pyVmomi import SoapAdapter, VmomiSupport, vmodl
 
 from vdkit.errors import LimitExceeded, ProtocolError, VixError
+from vdkit.net.connect import host_port
 from vdkit.net.trust import Trust
 from vdkit.vsphere.connection import VerifiedConnection
 from vdkit.wire.vim import internal
@@ -36,7 +37,16 @@ POOL_SIZE: Final = 4
 
 
 class VerifiedStub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types
-    """A SOAP stub whose connections are all :class:`VerifiedConnection`."""
+    """A SOAP stub whose connections are all :class:`VerifiedConnection`.
+
+    A host gives a cookie with every answer to a call that had none, or had an expired one. Only that of the
+    log-in counts, so ``takes_cookies`` is on for the stub that logs in and for no other: taken from any
+    thread's call, such a cookie would push out the one that another thread has just logged in with.
+    """
+
+    takes_cookies = False
+    _cookie = ""
+    _session_id: str | None = None
 
     def __init__(
         self, host: str, port: int, trust: Trust, *, timeout: float, version: str = OLDEST_VERSION
@@ -52,6 +62,38 @@ class VerifiedStub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc]  # pyVmom
         )
         self.where = self.host
         self.scheme = partial(VerifiedConnection, trust=trust, timeout=timeout)
+        self._again = partial(VerifiedStub, host, port, trust, timeout=timeout, version=version)
+
+    @property
+    def cookie(self) -> str:
+        """The header that goes with each call; pyVmomi sets it from answers."""
+        return self._cookie
+
+    @cookie.setter
+    def cookie(self, text: str) -> None:
+        if self.takes_cookies:
+            self._cookie = text
+
+    def for_login(self) -> VerifiedStub:
+        """Another one to the same host, without a session, that takes the cookie which it is given."""
+        stub = self._again()
+        stub.takes_cookies = True
+        return stub
+
+    @property
+    def sessionId(self) -> str | None:  # noqa: N802
+        """The name is pyVmomi's, which sets it from answers too."""
+        return self._session_id
+
+    @sessionId.setter
+    def sessionId(self, session_id: str | None) -> None:  # noqa: N802
+        if self.takes_cookies:
+            self._session_id = session_id
+
+    def use_session(self, session_id: str | None) -> None:
+        """Send this session's cookie with every call from now on; None: no cookie."""
+        self._session_id = session_id
+        self._cookie = f'vmware_soap_session="{session_id}"' if session_id else ""
 
     def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:  # noqa: N802, N803
         """The name and the arguments are pyVmomi's."""
@@ -77,11 +119,6 @@ class VerifiedStub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc]  # pyVmom
         """The name and the arguments are pyVmomi's."""
         return internal.in_its_namespace(info.wsdlName, super().SerializeRequest(mo, info, args))
 
-    def forget_session(self) -> None:
-        """Send no cookie with the next call."""
-        self.SetSessionId(None)
-        self.cookie = ""
-
 
 def negotiate_version(host: str, port: int, trust: Trust, *, timeout: float) -> str:
     """The newest API version that both this server and pyVmomi's tables know."""
@@ -94,7 +131,7 @@ def negotiate_version(host: str, port: int, trust: Trust, *, timeout: float) -> 
         connection.close()
     if len(text) > MAX_VERSIONS_REPLY:
         raise LimitExceeded(
-            f"{host}:{port}: its list of API versions is longer than {MAX_VERSIONS_REPLY} bytes"
+            f"{host_port(host, port)}: its list of API versions is longer than {MAX_VERSIONS_REPLY} bytes"
         )
     if reply.status not in (http.client.OK, http.client.NOT_FOUND):
         # Not the host, or one whose service is not up yet; what it is, the status tells.

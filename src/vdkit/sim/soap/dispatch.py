@@ -22,7 +22,7 @@ from vdkit.sim.soap.faults import (
     system_error,
 )
 from vdkit.sim.soap.objects import Call, Client, Managed
-from vdkit.sim.soap.sessions import Session
+from vdkit.sim.soap.sessions import Session, nobodys_cookie
 from vdkit.sim.soap.world import World, fault_named
 
 #: What a client without a session may do.
@@ -56,7 +56,7 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - a client always gets a fault, never a broken connection
             if not isinstance(error, codec.BadRequest):
                 self._world.note_error(error)
-            return SoapReply(500, self._fault(error, version))
+            return SoapReply(500, self._fault(error, version), cookies)
 
     def _fault(self, error: Exception, version: str) -> bytes:
         try:
@@ -70,6 +70,9 @@ class Dispatcher:
         self, request: codec.Request, cookie: str | None, client: Client, cookies: list[str]
     ) -> tuple[Any, Any, int]:
         session = self._world.session_of(cookie)
+        if session is None:
+            # As hosts do, who know each client by a cookie before it has logged in.
+            cookies.append(nobodys_cookie())
         if session is None and not _anonymous(request):
             raise not_authenticated(request.target)
         self._world.relocations.follow()

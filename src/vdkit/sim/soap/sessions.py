@@ -142,7 +142,16 @@ class Sessions:
 
 
 def set_cookie(session: Session) -> str:
-    return f'{COOKIE}="{session.key}"; Path=/; HttpOnly; Secure'
+    return _set_cookie(session.key)
+
+
+def nobodys_cookie() -> str:
+    """What an answer to a caller without a session has: a fresh key that opens nothing."""
+    return _set_cookie(secrets.token_hex(20))
+
+
+def _set_cookie(key: str) -> str:
+    return f'{COOKIE}="{key}"; Path=/; HttpOnly; Secure'
 
 
 class SessionManager(Managed):
@@ -183,7 +192,7 @@ class SessionManager(Managed):
                 msg="Cannot complete login due to an incorrect user name or password."
             )
         session = world.open_session(user, call.client)
-        call.cookies.append(set_cookie(session))
+        call.cookies[:] = [set_cookie(session)]
         return session.as_user_session()
 
     @call("SessionIsActive")
