@@ -3,7 +3,7 @@
 Nothing here writes to a LUN, reserves it, or opens it for more than reading.
 """
 
-from vdkit.vmfs.blockmap import Run, State
+from vdkit.vmfs.bulk import Run, State
 from vdkit.vmfs.descriptor import Descriptor, FileType
 from vdkit.vmfs.discover import Candidate, open_volume, volumes_on
 from vdkit.vmfs.file import VmfsFile

@@ -8,13 +8,13 @@ from __future__ import annotations
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from vdkit.errors import CorruptDisk, UnsupportedVersion
 from vdkit.vmfs.addresses import Address, Kind
-from vdkit.vmfs.descriptor import Descriptor, Layout
+from vdkit.vmfs.bulk import LEAST, Run, Scale, State, runs_of
+from vdkit.vmfs.descriptor import Descriptor, Layout, addresses
 from vdkit.vmfs.superblock import Superblock
 
 #: Blocks of addresses that one open file keeps.
@@ -28,29 +28,10 @@ _LEVELS: Final = {
 }
 
 
-class State(Enum):
-    """``PARTIAL``: some of the block reads as zeroes, in a way that only a host can tell."""
-
-    HOLE = "hole"
-    ZERO = "zero"
-    DATA = "data"
-    PARTIAL = "partial"
-
-
-class Run(NamedTuple):
-    """``length`` bytes of a file; ``volume_offset`` is None for a hole. ``shared``: copy on write."""
-
-    offset: int
-    length: int
-    state: State
-    volume_offset: int | None
-    shared: bool = False
-
-
 class _Leaf(NamedTuple):
     """Addresses of the blocks from ``first`` on; without a table, ``blocks`` of them that are holes."""
 
-    table: Sequence[int] | None
+    table: array[int] | None
     first: int
     blocks: int
 
@@ -67,6 +48,10 @@ class Places(NamedTuple):
     read: Callable[[int, int], bytes]
     large_ratio: int
     """Small blocks of a large one; 1 in VMFS-5."""
+    small_blocks: int
+    """Of a cluster."""
+    capacity: int
+    """Of the volume, in bytes."""
 
 
 class BlockMap:
@@ -86,45 +71,66 @@ class BlockMap:
         self._fan = places.super_block.pointer_block // places.super_block.address_size
         self._lock = threading.Lock()
         self._tables: OrderedDict[int, array[int]] = OrderedDict()
+        self._scale = Scale(
+            places.super_block.six,
+            self._block,
+            places.small_blocks,
+            places.large_ratio,
+            self._unit,
+            places.capacity,
+        )
+        self._bulk = levels > 0 or descriptor.layout is Layout.BLOCKS
+        self._bulk = self._bulk and self._block == places.super_block.block_size
         if -(-self._length // self._block) > len(self._top) * self._fan**levels:
             raise CorruptDisk(f"{where}: {self._length} bytes are more than its descriptor can lead to")
 
     def runs(self, offset: int, length: int) -> Iterator[Run]:
         """Ascending runs that cover exactly the question, neighbours joined. Raises CorruptDisk."""
         current: Run | None = None
-        for run in self._pieces(offset, min(offset + length, self._length)):
-            if current is not None and _joins(current, run):
-                current = current._replace(length=current.length + run.length)
-                continue
-            if current is not None:
+        for runs in self._chunks(offset, min(offset + length, self._length)):
+            if current is not None and _joins(current, runs[0]):
+                runs[0] = current._replace(length=current.length + runs[0].length)
+            elif current is not None:
                 yield current
-            current = run
+            current = runs.pop()
+            yield from runs
         if current is not None:
             yield current
 
-    def _pieces(self, position: int, end: int) -> Iterator[Run]:
+    def _chunks(self, position: int, end: int) -> Iterator[list[Run]]:
+        """Lists of runs, none of them empty; only neighbours in two lists have yet to be joined."""
         while position < end:
             index = position // self._block
             leaf = self._leaf(index)
             stop = min(end, (leaf.first + leaf.blocks) * self._block)
             if leaf.table is None:
-                yield Run(position, stop - position, State.HOLE, None)
+                yield [Run(position, stop - position, State.HOLE, None)]
                 position = stop
                 continue
+            whole = (stop - position) // self._block
+            if self._bulk and whole >= LEAST and position % self._block == 0:
+                slot = index - leaf.first
+                runs = runs_of(leaf.table, slot, slot + whole, index, self._scale)
+                if runs:
+                    yield runs
+                    position += whole * self._block
             while position < stop:
                 index, inside = divmod(position, self._block)
                 part = min(self._block - inside, stop - position)
-                yield self._slot(leaf.table, index - leaf.first, index, position, inside, part)
+                yield [self._slot(leaf.table, index - leaf.first, index, position, inside, part)]
                 position += part
 
-    def _slot(
-        self, table: Sequence[int], slot: int, index: int, position: int, inside: int, part: int
-    ) -> Run:
+    def _slot(self, table: array[int], slot: int, index: int, position: int, inside: int, part: int) -> Run:
         address = self._places.decode(table[slot])
         ratio = self._places.large_ratio
         match address.kind:
-            case Kind.NONE:
-                if ratio > 1 and self._places.decode(table[slot - slot % ratio]).kind is Kind.LARGE_BLOCK:
+            case Kind.NONE if not table[slot]:
+                small = self._block == self._places.super_block.block_size
+                if (
+                    small
+                    and ratio > 1
+                    and self._places.decode(table[slot - slot % ratio]).kind is Kind.LARGE_BLOCK
+                ):
                     raise UnsupportedVersion(
                         f"{self._where}: block {index} has no address, but the large block around it has",
                         remedy="read this disk through the host",
@@ -136,7 +142,7 @@ class BlockMap:
                 raise CorruptDisk(
                     f"{self._where}: block {index} has the address {table[slot]:#x}, which is no block's"
                 )
-        if size < self._block:
+        if size != self._block and (size < self._block or address.kind is not Kind.LARGE_BLOCK):
             raise CorruptDisk(f"{self._where}: block {index} of {self._block} bytes lies in one of {size}")
         # Every slot of a large block says where that begins.
         inside += (index % (size // self._block)) * self._block
@@ -150,7 +156,7 @@ class BlockMap:
         return State.PARTIAL
 
     def _leaf(self, index: int) -> _Leaf:
-        table: Sequence[int] = self._top
+        table = self._top
         first = 0
         for level in range(self._levels, 0, -1):
             reach = self._fan**level
@@ -175,8 +181,7 @@ class BlockMap:
         wanted = self._places.super_block.pointer_block
         if size < wanted:
             raise CorruptDisk(f"{self._where}: a pointer block of {wanted} bytes in a resource of {size}")
-        made = array("Q" if self._places.super_block.six else "I")
-        made.frombytes(self._places.read(start, wanted))
+        made = addresses(self._places.read(start, wanted), self._places.super_block)
         with self._lock:
             self._tables[value] = made
             while len(self._tables) > MAX_TABLES:

@@ -6,12 +6,14 @@ Source of facts: our notes on VMFS, sections 2.3 and 2.7.
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
 from vdkit.errors import CorruptDisk, UnsupportedVersion
-from vdkit.vmfs.superblock import MAX_BLOCK, Superblock
+from vdkit.vmfs.superblock import Superblock
 
 _LOCK_TYPE: Final = 0x10C00001
 #: Bytes of the largest file that two levels of addresses reach, and more.
@@ -59,16 +61,18 @@ class Descriptor:
     layout: Layout
     zeroed_blocks: int
     shared_blocks: int
+    large_blocks: int
     zeroed_unit: int
     lock_mode: int
     lock_version: int
     raw: bytes
     """All of it, for the addresses or the data at its end."""
 
-    def pointers(self, super_block: Superblock) -> tuple[int, ...]:
-        count = super_block.pointers
-        letter = "Q" if super_block.six else "I"
-        return struct.unpack_from(f"<{count}{letter}", self.raw, super_block.pointers_at)
+    def pointers(self, super_block: Superblock) -> array[int]:
+        start = super_block.pointers_at
+        return addresses(
+            self.raw[start : start + super_block.pointers * super_block.address_size], super_block
+        )
 
     def resident(self, super_block: Superblock) -> bytes:
         start = super_block.resident_at
@@ -80,11 +84,28 @@ class Descriptor:
         return self.raw[0x1C:0x24] + self.raw[512:]
 
 
-def parse_descriptor(raw: bytes, super_block: Superblock, address: int, where: str) -> Descriptor:
-    """``where`` names the volume and the file in messages. Raises CorruptDisk, UnsupportedVersion."""
-    lock_type, _, _, _, version, mode = struct.unpack_from("<IQQQQI", raw)
+def addresses(raw: bytes, super_block: Superblock) -> array[int]:
+    """The addresses in ``raw``, which is a whole number of them."""
+    made = array("Q" if super_block.six else "I")
+    made.frombytes(raw)
+    if sys.byteorder == "big":
+        made.byteswap()
+    return made
+
+
+def parse_descriptor(raw: bytes, super_block: Superblock, address: int, place: int, where: str) -> Descriptor:
+    """What was read at volume offset ``place``; ``where`` names the volume and the file in messages.
+
+    Raises CorruptDisk, UnsupportedVersion.
+    """
+    lock_type, own_place, _, _, version, mode = struct.unpack_from("<IQQQQI", raw)
     if lock_type != _LOCK_TYPE:
         raise CorruptDisk(f"{where}: no file descriptor at address {address:#010x}")
+    if own_place != place:
+        raise CorruptDisk(
+            f"{where}: the descriptor at volume offset {place} says that it is at {own_place}",
+            remedy="the volume is damaged, or its LUNs do not belong together",
+        )
     base = super_block.metadata
     own, generation, links, kind, _ = struct.unpack_from("<IIIII", raw, base)
     if own != address:
@@ -96,6 +117,7 @@ def parse_descriptor(raw: bytes, super_block: Superblock, address: int, where: s
         for low, high in ((0x48, 0x54), (0x4C, 0x58))
     )
     (unit_shift,) = struct.unpack_from("<I", raw, base + 0x6C)
+    (large,) = struct.unpack_from("<I", raw, base + 0x8C)
     try:
         file_type = FileType(kind)
         found_layout = Layout(layout)
@@ -105,7 +127,7 @@ def parse_descriptor(raw: bytes, super_block: Superblock, address: int, where: s
         ) from error
     if length > MAX_LENGTH:
         raise CorruptDisk(f"{where}: a length of {length} bytes")
-    if found_layout not in (Layout.NONE, Layout.RESIDENT) and not _sound(block_size, super_block):
+    if not _sound(found_layout, block_size, super_block):
         raise CorruptDisk(f"{where}: blocks of {block_size} bytes")
     if found_layout is Layout.RESIDENT and length > super_block.resident_size:
         raise CorruptDisk(f"{where}: {length} bytes said to be inside the descriptor")
@@ -127,12 +149,19 @@ def parse_descriptor(raw: bytes, super_block: Superblock, address: int, where: s
         zeroed_blocks=zeroed if super_block.six else zeroed & 0xFFFFFFFF,
         shared_blocks=shared if super_block.six else shared & 0xFFFFFFFF,
         zeroed_unit=1 << unit_shift if super_block.six and 9 <= unit_shift <= 30 else super_block.zeroed_unit,
+        large_blocks=large if super_block.six else 0,
         lock_mode=mode,
         lock_version=version,
         raw=raw,
     )
 
 
-def _sound(block_size: int, super_block: Superblock) -> bool:
-    largest = MAX_BLOCK if not super_block.six else super_block.block_size << super_block.large_shift
-    return 512 <= block_size <= largest and block_size & (block_size - 1) == 0
+def _sound(layout: Layout, block_size: int, super_block: Superblock) -> bool:
+    match layout:
+        case Layout.NONE | Layout.RESIDENT:
+            return True
+        case Layout.SUB_BLOCKS:
+            return block_size == super_block.sub_block_size
+        case Layout.BLOCKS | Layout.ONE_LEVEL | Layout.ONE_LEVEL_POOL_2 | Layout.TWO_LEVELS:
+            large = super_block.block_size << super_block.large_shift
+            return block_size in (super_block.block_size, large)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from vdkit.block.device import BaseDevice, BlockDevice
 from vdkit.block.extent import Extent, ExtentKind
 from vdkit.errors import NotSupported
-from vdkit.vmfs.blockmap import BlockMap, State
+from vdkit.vmfs.blockmap import BlockMap
+from vdkit.vmfs.bulk import State
 
 _ZEROES = bytes(1 << 20)
 

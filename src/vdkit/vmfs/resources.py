@@ -40,7 +40,7 @@ class Geometry:
         )
 
 
-def parse_geometry(raw: bytes, where: str) -> Geometry:
+def parse_geometry(raw: bytes, cluster_header: int, where: str) -> Geometry:
     """Raises CorruptDisk."""
     per_cluster, clusters, first, size, group = struct.unpack_from("<5I", raw)
     (child,) = struct.unpack_from("<I", raw, 0x34)
@@ -49,4 +49,7 @@ def parse_geometry(raw: bytes, where: str) -> Geometry:
             f"{where}: a resource file of clusters of {per_cluster} resources of {size} bytes, "
             f"{clusters} in a group"
         )
+    # The small blocks of VMFS-6 have their headers elsewhere, and nothing else.
+    if size and group < clusters * (cluster_header + per_cluster * size):
+        raise CorruptDisk(f"{where}: groups of {group} bytes cannot hold what is in them")
     return Geometry(per_cluster, clusters, first, size, group, child)

@@ -18,7 +18,7 @@ from vdkit.vmfs.directory import Entry, entries_5, entries_6
 from vdkit.vmfs.file import VmfsFile
 from vdkit.vmfs.lvm import LogicalVolume
 from vdkit.vmfs.resources import HEADER_SIZE, Geometry, parse_geometry
-from vdkit.vmfs.superblock import read_superblock
+from vdkit.vmfs.superblock import Superblock, read_superblock
 
 #: Symbolic links on the way to one file.
 MAX_LINKS: Final = 16
@@ -117,6 +117,42 @@ class Volume:
                 found = entries_5(read, descriptor.length, where)
             return sorted(found, key=lambda entry: entry.name)
 
+    def child(self, entry: Entry, path: str) -> Descriptor:
+        """The descriptor that an entry of a directory leads to; ``path`` is the entry's."""
+        found = self.descriptor(entry.address, path, entry.generation)
+        if found.type != entry.type:
+            raise CorruptDisk(
+                f"{self.name} {path}: the directory says type {entry.type}, the descriptor {found.type:d}"
+            )
+        return found
+
+    def walk(self, path: str = "", *, recursive: bool = True) -> Iterator[tuple[str, Descriptor]]:
+        """What is in a folder and, below each, in its own folders: paths and descriptors.
+
+        Raises CorruptDisk for a folder that is met twice.
+        """
+        start = self.resolve(path)
+        seen = {start.address}
+        waiting = [iter(self._children(start, "/".join(_parts(path))))]
+        while waiting:
+            step = next(waiting[-1], None)
+            if step is None:
+                waiting.pop()
+                continue
+            name, found = step
+            yield name, found
+            if not recursive or found.type is not FileType.DIRECTORY:
+                continue
+            if found.address in seen:
+                raise CorruptDisk(f"{self.name} {name}: this folder is in another one too")
+            seen.add(found.address)
+            waiting.append(iter(self._children(found, name)))
+
+    def _children(self, folder: Descriptor, path: str) -> Iterator[tuple[str, Descriptor]]:
+        for entry in self.entries(folder, path):
+            name = f"{path}/{entry.name}" if path else entry.name
+            yield name, self.child(entry, name)
+
     def descriptor(self, address: int, path: str, generation: int | None = None) -> Descriptor:
         """The descriptor at ``address``; it must have the directory entry's ``generation``."""
         where = f"{self.name} {path or '/'}"
@@ -125,7 +161,7 @@ class Volume:
             raise CorruptDisk(f"{where}: {address:#x} is no address of a descriptor")
         start, _ = self._locate(self._pools, decoded, where)
         raw = self._read(start, self.super_block.descriptor_size)
-        found = parse_descriptor(raw, self.super_block, address, where)
+        found = parse_descriptor(raw, self.super_block, address, start, where)
         if generation is not None and found.generation != generation:
             raise CorruptDisk(
                 f"{where}: the directory means generation {generation} of its descriptor, "
@@ -167,7 +203,7 @@ class Volume:
             entry = next((e for e in self.entries(current, here) if e.name == part), None)
             if entry is None:
                 raise NotFound(f"{self.name} {path}: not there")
-            current = self.descriptor(entry.address, "/".join(parts[: index + 1]), entry.generation)
+            current = self.child(entry, "/".join(parts[: index + 1]))
             if current.type is not FileType.SYMLINK:
                 continue
             if not links and index == len(parts) - 1:
@@ -214,6 +250,8 @@ class Volume:
             if kind is not Kind.POINTERS or not self.super_block.six:
                 blocks = self._system(name, number)
                 geometry = self._geometry(blocks, 0, name)
+                if geometry.size != _resource_size(kind, self.super_block):
+                    raise CorruptDisk(f"{self.name} .{name}.sf: resources of {geometry.size} bytes")
                 self._pools[kind] = _Pool(geometry, blocks, self.super_block.cluster_header, name)
 
     def _read_small_blocks(self) -> None:
@@ -230,7 +268,7 @@ class Volume:
         if name == "pb2" and not self.super_block.six and not self.super_block.dense:
             at = self.super_block.second_pool
         raw = self._read(at, self.super_block.descriptor_size)
-        descriptor = parse_descriptor(raw, self.super_block, _ROOT + number * _STEP, where)
+        descriptor = parse_descriptor(raw, self.super_block, _ROOT + number * _STEP, at, where)
         return BlockMap(self._places(dict(self._pools)), descriptor, where)
 
     def _geometry(self, blocks: BlockMap, offset: int, name: str) -> Geometry:
@@ -239,7 +277,8 @@ class Volume:
         runs = list(blocks.runs(offset, HEADER_SIZE))
         if len(runs) != 1 or runs[0].length != HEADER_SIZE or runs[0].volume_offset is None:
             raise CorruptDisk(f"{where}: no header at offset {offset}")
-        return parse_geometry(self._read(runs[0].volume_offset, HEADER_SIZE), where)
+        raw = self._read(runs[0].volume_offset, HEADER_SIZE)
+        return parse_geometry(raw, self.super_block.cluster_header, where)
 
     def _places(self, pools: dict[Kind, _Pool]) -> Places:
         block = self.super_block
@@ -249,6 +288,8 @@ class Volume:
             locate=partial(self._locate, pools),
             read=self._read,
             large_ratio=1 << block.large_shift,
+            small_blocks=self._small_blocks,
+            capacity=self.device.capacity,
         )
 
     def _locate(self, pools: dict[Kind, _Pool], address: Address, where: str) -> tuple[int, int]:
@@ -286,6 +327,16 @@ class Volume:
         data = bytearray(length)
         self.device.read_into(offset, data)
         return bytes(data)
+
+
+def _resource_size(kind: Kind, super_block: Superblock) -> int:
+    match kind:
+        case Kind.DESCRIPTOR:
+            return super_block.descriptor_size
+        case Kind.SUB_BLOCK:
+            return super_block.sub_block_size
+        case _:
+            return super_block.pointer_block
 
 
 def _parts(path: str) -> list[str]:
