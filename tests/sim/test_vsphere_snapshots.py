@@ -229,6 +229,34 @@ def test_what_could_not_be_removed_is_named(session: Session, simulated_host: Si
     assert any(privilege in note for note in caught.value.__notes__)
 
 
+def test_a_removal_that_the_host_forgets_is_not_taken_for_done(
+    session: Session, simulated_host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The management service restarts and knows no task any more; the snapshot is still there."""
+    vm = the_machine(session)
+    taken = snapshots.create(session, vm, NAME, DESCRIPTION)
+    simulated_host.scenario.task_errors = {"RemoveSnapshot_Task": "vmodl.fault.SystemError"}
+    world, real = simulated_host.world, tasks.wait
+    assert world is not None
+
+    def wait(session: Session, what: str, moref: str, **options: object) -> object:
+        if simulated_host.scenario.task_errors:
+            while (task := world.tasks.find(moref)) is not None and not task.done:
+                pass
+            simulated_host.scenario.task_errors = {}
+            world.tasks.forget()
+        return real(session, what, moref, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tasks, "wait", wait)
+    snapshots.remove(session, vm, taken.moref)
+    assert names(session) == []
+
+
+def test_a_task_that_the_host_forgets_is_no_missing_object(session: Session) -> None:
+    with pytest.raises(ConnectionLost, match="restarted"):
+        tasks.wait(session, "make a thing", "task-4711")
+
+
 def test_removing_twice_is_fine(session: Session) -> None:
     vm = the_machine(session)
     taken = snapshots.create(session, vm, NAME, DESCRIPTION)

@@ -14,10 +14,10 @@ from typing import Any, Final
 from pyVmomi import vim
 
 from vdkit.block.workers import CancelToken
-from vdkit.errors import Cancelled, ObjectNotFound, TaskFailed
+from vdkit.errors import Cancelled, ConnectionLost, ObjectNotFound, TaskFailed
 from vdkit.vsphere.faults import translate
 from vdkit.vsphere.model import VirtualMachine
-from vdkit.vsphere.properties import of_one
+from vdkit.vsphere.properties import Row, of_one
 from vdkit.vsphere.session import Session
 
 #: Seconds a task may take when the caller gives no deadline: consolidating a large disk takes hours.
@@ -70,7 +70,7 @@ def run(
     """Start a task and wait for it; returns its result.
 
     ``what`` names the act and its object for messages; ``deadline`` is in seconds; ``progress`` gets per
-    cent. Raises what the task's fault means, or TaskFailed.
+    cent. Raises what the task's fault means, TaskFailed, or ConnectionLost where nobody knows how it ended.
     """
     task = session.call(what, start)
     return wait(session, what, task._GetMoId(), deadline=deadline, progress=progress, cancel=cancel)
@@ -89,7 +89,7 @@ def wait(
     until = time.monotonic() + deadline
     pause = FIRST_POLL
     while True:
-        row = of_one(session, vim.Task, moref, _PATHS, what)
+        row = _ask(session, what, moref)
         match str(row.get("info.state")):
             case "success":
                 if progress is not None:
@@ -115,3 +115,14 @@ def wait(
             )
         session.sleep(pause)
         pause = min(pause * POLL_GROWTH, LONGEST_POLL)
+
+
+def _ask(session: Session, what: str, moref: str) -> Row:
+    """A restarted service knows no task of before. What it did is unknown: not that its object is gone."""
+    try:
+        return of_one(session, vim.Task, moref, _PATHS, what)
+    except ObjectNotFound as error:
+        raise ConnectionLost(
+            f"{session.where}: {what}: the host has forgotten {moref}, which may have ended or still run",
+            remedy="was its management service restarted? Run the command again",
+        ) from error

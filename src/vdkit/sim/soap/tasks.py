@@ -206,6 +206,12 @@ class TaskManager(Managed):
         while len(self._order) > KEPT and self._tasks[self._order[0]].done:
             del self._tasks[self._order.popleft()]
 
+    def forget(self) -> None:
+        """No id of before is known any more, as after a restart of the service; what is at work goes on."""
+        with self._lock:
+            self._tasks.clear()
+            self._order.clear()
+
     def of(self, entity: Managed) -> list[Task]:
         """The tasks of an entity that have not ended."""
         with self._lock:
