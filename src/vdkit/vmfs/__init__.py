@@ -4,6 +4,7 @@ Nothing here writes to a LUN, reserves it, or opens it for more than reading.
 """
 
 from vdkit.vmfs.bulk import Run, State
+from vdkit.vmfs.check import Checked, check_file
 from vdkit.vmfs.descriptor import Descriptor, FileType
 from vdkit.vmfs.discover import Candidate, open_volume, volumes_on
 from vdkit.vmfs.file import VmfsFile
@@ -13,6 +14,7 @@ from vdkit.vmfs.volume import Volume
 
 __all__ = [
     "Candidate",
+    "Checked",
     "Descriptor",
     "FileType",
     "LogicalVolume",
@@ -22,6 +24,7 @@ __all__ = [
     "VmfsFile",
     "VmfsStore",
     "Volume",
+    "check_file",
     "open_volume",
     "volumes_on",
 ]

@@ -60,6 +60,11 @@ def open_volume(devices: Sequence[BlockDevice]) -> Volume:
         candidates = volumes_on(devices)
         if not candidates:
             raise NotADisk(f"{names}: no VMFS found", remedy="name the LUN itself, or a partition of it")
+        barren = _barren(devices, candidates)
+        if barren:
+            raise NotADisk(
+                f"{', '.join(barren)}: no VMFS found", remedy="name only the LUNs that carry the volume"
+            )
         if len(candidates) > 1:
             raise Ambiguous(
                 f"{names}: {len(candidates)} volumes: {', '.join(c.uuid for c in candidates)}",
@@ -69,6 +74,12 @@ def open_volume(devices: Sequence[BlockDevice]) -> Volume:
         close_all(devices)
         raise
     return candidates[0].open()
+
+
+def _barren(devices: Sequence[BlockDevice], candidates: Sequence[Candidate]) -> list[str]:
+    """Devices without a member."""
+    found = {member.device.name for candidate in candidates for member in candidate.members}
+    return [device.name for device in devices if device.name not in found]
 
 
 def _bare(device: BlockDevice) -> bool:

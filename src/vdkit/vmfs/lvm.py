@@ -15,7 +15,7 @@ from vdkit.block.compose import Slice
 from vdkit.block.device import BaseDevice, BlockDevice
 from vdkit.block.extent import Extent, ExtentKind
 from vdkit.block.forward import close_all
-from vdkit.errors import CorruptDisk, LimitExceeded, MissingParent, NotADisk, UnsupportedVersion
+from vdkit.errors import Ambiguous, CorruptDisk, LimitExceeded, MissingParent, NotADisk, UnsupportedVersion
 
 MAGIC: Final = 0xC001D00D
 #: Bytes from the start of a partition to the header of its member.
@@ -134,8 +134,21 @@ def read_member(device: BlockDevice, start: int = 0) -> Member | None:
         first_extent=first,
         members=members,
         names=_names(device, alignment) if version >= 5 else (),
-        runs=tuple(_merged(sorted(_entries(device, header, alignment, index)))),
+        runs=_checked_runs(device, _merged(sorted(_entries(device, header, alignment, index)))),
     )
+
+
+def _checked_runs(
+    device: BlockDevice, runs: Iterator[tuple[int, int, int]]
+) -> tuple[tuple[int, int, int], ...]:
+    """The runs; refused if two of them share bytes of the device."""
+    found = tuple(runs)
+    end = 0
+    for logical, physical, length in sorted(found, key=lambda run: run[1]):
+        if physical < end:
+            raise CorruptDisk(f"{device.name}: volume offset {logical} lies on bytes of another one")
+        end = physical + length
+    return found
 
 
 def _names(device: BlockDevice, alignment: int) -> tuple[str, ...]:
@@ -213,6 +226,8 @@ class LogicalVolume(BaseDevice):
     def __init__(self, members: Sequence[Member]) -> None:
         """Raises NotADisk, MissingParent for members that are not there, CorruptDisk for gaps."""
         self.members = _complete(members)
+        # Of two paths to one LUN, one is read and both are ours.
+        self._devices = [member.device for member in members]
         first = self.members[0]
         self._pieces = sorted(
             Piece(logical, physical, length, number)
@@ -275,7 +290,7 @@ class LogicalVolume(BaseDevice):
         yield Extent(offset, length, ExtentKind.DATA)
 
     def _close(self) -> None:
-        close_all([member.device for member in self.members])
+        close_all(self._devices)
 
 
 def _complete(members: Sequence[Member]) -> tuple[Member, ...]:
@@ -297,9 +312,25 @@ def _complete(members: Sequence[Member]) -> tuple[Member, ...]:
                 remedy="mount and resignature it on a host first",
             )
         # Two paths to one LUN show the same device.
-        unique.setdefault(member.device_uuid, member)
+        other = unique.setdefault(member.device_uuid, member)
+        if (other.runs, other.disk_id) != (member.runs, member.disk_id):
+            raise Ambiguous(
+                f"{member.device.name} and {other.device.name} both say that they are device "
+                f"{member.device_uuid}, with different tables",
+                remedy="name one of them: the other is a copy",
+            )
+        if (member.size, member.members) != (first.size, first.members):
+            raise CorruptDisk(
+                f"{member.device.name}: a volume of {member.size} bytes on {member.members} members; "
+                f"{first.device.name} says {first.size} and {first.members}"
+            )
     ordered = tuple(sorted(unique.values(), key=lambda member: member.first_extent))
-    if len(ordered) != first.members:
+    if len(ordered) > first.members:
+        raise CorruptDisk(
+            f"{first.device.name}: volume {first.volume_uuid} has {first.members} members, "
+            f"{len(ordered)} say that they are"
+        )
+    if len(ordered) < first.members:
         names = next((m.names for m in ordered if len(m.names) == first.members), ())
         told = f" (its members are {', '.join(names)})" if names else ""
         raise MissingParent(

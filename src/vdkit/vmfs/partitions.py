@@ -6,6 +6,8 @@ Source of facts: our notes on VMFS, section 1.1, and the UEFI specification (par
 from __future__ import annotations
 
 import struct
+import zlib
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from vdkit.block.device import BlockDevice
@@ -50,23 +52,51 @@ def find_partitions(device: BlockDevice) -> list[Partition]:
 
 
 def _gpt(device: BlockDevice) -> list[Partition]:
+    """From the first of the two copies of the table that is whole."""
+    damage = ""
     for size in (512, 4096):
-        if device.capacity < 3 * size:
-            continue
-        header = _read(device, size, 92)
-        if header[:8] == _GPT_SIGNATURE:
-            return list(_gpt_entries(device, header, size))
-    raise CorruptDisk(f"{device.name}: a protective MBR without a partition table behind it")
+        for place in (size, device.capacity // size * size - size):
+            if device.capacity < 3 * size:
+                continue
+            header = _read(device, place, size)
+            if header[:8] != _GPT_SIGNATURE:
+                continue
+            damage = _header_damage(header) or ""
+            if damage:
+                continue
+            entries = _gpt_table(device, header, size)
+            if entries is not None:
+                return list(_gpt_entries(device, header, size, entries))
+            damage = "its entries do not match their checksum"
+    raise CorruptDisk(
+        f"{device.name}: a protective MBR without a partition table"
+        + (f": {damage}, and so in its second copy" if damage else " behind it")
+    )
 
 
-def _gpt_entries(device: BlockDevice, header: bytes, size: int) -> list[Partition]:
-    table, count, length = struct.unpack_from("<QII", header, 72)
+def _header_damage(header: bytes) -> str | None:
+    """What is wrong with a header, by its checksum."""
+    size, expected = struct.unpack_from("<II", header, 12)
+    if not 92 <= size <= len(header):
+        return f"a header of {size} bytes"
+    if zlib.crc32(header[:16] + bytes(4) + header[20:size]) != expected:
+        return "the header does not match its checksum"
+    return None
+
+
+def _gpt_table(device: BlockDevice, header: bytes, size: int) -> bytes | None:
+    """The entries; None if they are not what the header says."""
+    table, count, length, expected = struct.unpack_from("<QIII", header, 72)
     if length < 128 or length % 8 or count * length > MAX_TABLE:
         raise CorruptDisk(f"{device.name}: a partition table of {count} entries of {length} bytes")
     if (table * size) + count * length > device.capacity:
         raise CorruptDisk(f"{device.name}: its partition table is outside the device")
     data = _read(device, table * size, count * length)
-    found = []
+    return data if zlib.crc32(data) == expected else None
+
+
+def _gpt_entries(device: BlockDevice, header: bytes, size: int, data: bytes) -> Iterator[Partition]:
+    count, length = struct.unpack_from("<II", header, 80)
     for index in range(count):
         entry = data[index * length : index * length + 48]
         if entry[:16] != _GPT_TYPE:
@@ -74,8 +104,7 @@ def _gpt_entries(device: BlockDevice, header: bytes, size: int) -> list[Partitio
         first, last = struct.unpack_from("<QQ", entry, 32)
         if last < first:
             raise CorruptDisk(f"{device.name}: partition {index + 1} ends before it begins")
-        found.append(_inside(device, Partition(index + 1, first * size, (last - first + 1) * size)))
-    return found
+        yield _inside(device, Partition(index + 1, first * size, (last - first + 1) * size))
 
 
 def _inside(device: BlockDevice, partition: Partition) -> Partition:
