@@ -145,10 +145,11 @@ class Limit:
     def table(self) -> str:
         median = statistics.median(self.values)
         spread = f"{min(self.values):.3g} - {max(self.values):.3g} in {len(self.values)} runs"
+        part = f"{median / self.limit:.3g} of the limit of" if self.limit else "the limit being"
         return (
             f"\n{self.title}\n"
-            f"verdict: {median:.3g} {self.unit} ({spread}), the limit is "
-            f"{self.limit:g} {self.unit}: {'met' if self.met else 'MISSED'}"
+            f"verdict: {median:.3g} {self.unit} ({spread}), {part} {self.limit:g} {self.unit}: "
+            f"{'met' if self.met else 'MISSED'}"
         )
 
     def record(self) -> dict[str, object]:
