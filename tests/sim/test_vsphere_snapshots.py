@@ -252,6 +252,31 @@ def test_a_removal_that_the_host_forgets_is_not_taken_for_done(
     assert names(session) == []
 
 
+def test_a_removal_that_fails_for_once_is_asked_for_again(
+    session: Session, simulated_host: SimulatedHost
+) -> None:
+    """A snapshot that stays grows until the next backup, which may be a day."""
+    vm, seen = the_machine(session), []
+    taken = snapshots.create(session, vm, NAME, DESCRIPTION)
+    scenario = simulated_host.scenario
+    scenario.task_errors = {"RemoveSnapshot_Task": "vmodl.fault.SystemError"}
+
+    def sleep(seconds: float) -> None:
+        seen.append((seconds, [one.name for one in simulated_host.machine("vm1").snapshots()]))
+        if seconds >= snapshots.BUSY_FIRST:
+            scenario.task_errors = {}
+
+    session._sleep = sleep
+    snapshots.remove(session, vm, taken.moref)
+    assert (snapshots.BUSY_FIRST, [NAME]) in seen
+    assert names(session) == []
+    taken = snapshots.create(session, vm, NAME, DESCRIPTION)
+    session._sleep = lambda seconds: None
+    scenario.task_errors = {"RemoveSnapshot_Task": "vmodl.fault.SystemError"}
+    with pytest.raises(ControlError, match="SystemError"):
+        snapshots.remove(session, vm, taken.moref)
+
+
 def test_a_task_that_the_host_forgets_is_no_missing_object(session: Session) -> None:
     with pytest.raises(ConnectionLost, match="restarted"):
         tasks.wait(session, "make a thing", "task-4711")

@@ -55,7 +55,10 @@ def settle(
     until = time.monotonic() + deadline
     what = f"consolidate the disks of {vm.name} ({vm.moref})"
     pace = Pace(vm.name, tell)
-    for _ in range(MAX_ROUNDS):
+    for number in range(MAX_ROUNDS):
+        if number:
+            # Hosts take a moment to see that a merge has ended, and others' tasks may not show.
+            session.sleep(number * POLL)
         _wait_for_merges(session, vm, what, until, pace, cancel)
         if not is_outstanding(session, vm):
             return
@@ -136,7 +139,6 @@ def _consolidate(
             session, what, machine.ConsolidateVMDisks_Task, deadline=deadline, progress=pace, cancel=cancel
         )
     except VixError as error:
+        # Busy: somebody else merges. The next round waits for them.
         if not error.retryable:
             raise
-        # Busy: somebody else merges. The next round waits for them.
-        session.sleep(POLL)

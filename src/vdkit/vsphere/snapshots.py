@@ -18,7 +18,15 @@ from typing import Any, Final
 
 from pyVmomi import vim, vmodl
 
-from vdkit.errors import NotSupported, ObjectBusy, ObjectNotFound, SnapshotFailed, UsageError, VixError
+from vdkit.errors import (
+    ControlError,
+    NotSupported,
+    ObjectBusy,
+    ObjectNotFound,
+    SnapshotFailed,
+    UsageError,
+    VixError,
+)
 from vdkit.vsphere import tasks
 from vdkit.vsphere.consolidation import Pace, Tell, settle
 from vdkit.vsphere.faults import is_quiesce_failure
@@ -41,6 +49,8 @@ BUSY_FIRST: Final = 1.0
 BUSY_LONGEST: Final = 30.0
 #: Seconds that a removal is tried again while something else holds the machine; moving it takes so long.
 REMOVE_BUSY_DEADLINE: Final = 1800.0
+#: Times that a removal is asked for in all that fails for another reason.
+REMOVE_ATTEMPTS: Final = 3
 #: Seconds a quiesced snapshot may take before the caller is told.
 CREATE_DEADLINE: Final = 1800.0
 
@@ -140,14 +150,15 @@ def remove(
 ) -> None:
     """Remove a snapshot (not those made on top of it) and wait until its disks are merged.
 
-    A snapshot that is gone already is fine. While the machine is busy it is tried again for a while.
+    A snapshot that is gone already is fine. While the machine is busy it is tried again for a while, after
+    other faults of the host a few times.
     ``deadline`` (seconds) bounds all of it; ``tell`` hears how far it is. Raises SnapshotFailed and what the
     host refuses.
     """
     what = f"remove snapshot {moref} of {vm.name} ({vm.moref})"
     until = time.monotonic() + deadline
     busy_until = min(until, time.monotonic() + REMOVE_BUSY_DEADLINE)
-    pause = BUSY_FIRST
+    pause, faults = BUSY_FIRST, 0
     snapshot = session.managed(vim.vm.Snapshot, moref)
     pace = Pace(vm.name, tell)
     while True:
@@ -165,12 +176,19 @@ def remove(
             break
         except VixError as error:
             # Busy, or the connection went in the middle: then the removal may be under way, and asking again
-            # finds it running (busy) or done (not found).
-            if not error.retryable or time.monotonic() + pause > busy_until:
+            # finds it running (busy) or done (not found). After a failed merge it is not found either, and
+            # what is left to merge is settled below.
+            faults += not error.retryable
+            if faults >= REMOVE_ATTEMPTS or _is_final(error) or time.monotonic() + pause > busy_until:
                 raise
         session.sleep(pause)
         pause = min(pause * 2, BUSY_LONGEST)
     settle(session, vm, deadline=max(1.0, until - time.monotonic()), tell=tell)
+
+
+def _is_final(error: VixError) -> bool:
+    """True if asking for the removal again would be answered in the same way."""
+    return not (error.retryable or type(error) in (ControlError, SnapshotFailed))
 
 
 @contextmanager
