@@ -8,13 +8,22 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from vdkit.errors import DeadlineExceeded, ProtocolError, TrustError, VixError
+from vdkit.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    LimitExceeded,
+    ProtocolError,
+    TrustError,
+    VixError,
+)
 from vdkit.net.connect import without_zone
 from vdkit.net.deadline import Deadline
 from vdkit.net.fingerprints import fingerprints
@@ -22,7 +31,9 @@ from vdkit.net.https import VerifiedConnection
 from vdkit.net.listener import Handler, Listener
 from vdkit.net.secret import Secret
 from vdkit.net.stream import SocketStream
+from vdkit.net.tls import TlsStream
 from vdkit.net.trust import SYSTEM_AUTHORITIES, Trust, client_context, sha256_thumbprint
+from vdkit.sim import certificates
 from vdkit.vsphere.session import Session
 
 PIN = Trust(sha256="AB" * 32)
@@ -99,6 +110,88 @@ def test_what_a_stranger_says_is_bounded_and_printable() -> None:
 
     with listening(noise) as port:
         assert "\x00" not in str(login(port))
+
+
+# -- a host that goes on and on ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate() -> certificates.Certificate:
+    return certificates.make_certificate()
+
+
+#: What comes before the drops, what drops, and the pause in seconds between two of them.
+_DRIPS = {
+    "the status": (b"", b"H", 0.05),
+    "100 for ever": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 50, 0.0),
+    "a header": (b"HTTP/1.1 200 OK\r\nX: ", b"x", 0.05),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", 0.05),
+    "the body": (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"<", 0.05),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n", 0.05),
+    "trailers": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n", 0.05),
+}
+
+
+@pytest.mark.parametrize("what", list(_DRIPS))
+def test_an_answer_that_drips_has_an_end(what: str, certificate: certificates.Certificate) -> None:
+    """Every piece of it comes well within the time allowed, and the whole never."""
+    head, drop, pause = _DRIPS[what]
+    context = certificates.context_of(certificate)
+
+    def drip(raw: SocketStream) -> None:
+        stream = TlsStream(raw, context, server=True)
+        stream.handshake(Deadline.after(5))
+        stream.recv_into(memoryview(bytearray(4096)), Deadline.after(5))
+        stream.send((head,), Deadline.after(5))
+        over = Deadline.after(3)
+        while not over.expired:
+            stream.send((drop,), Deadline.after(5))
+            time.sleep(pause)
+        # A client that is still here is told that the connection has broken, which is another error.
+
+    with listening(drip) as port:
+        error = login(port, Trust(sha256=certificate.sha256), timeout=0.4)
+    assert type(error) is DeadlineExceeded
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", ConnectFailed, "HTTP 302"),
+        (
+            b'HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm="x"\r\n\r\n',
+            ProtocolError,
+            "refused before it reached the API",
+        ),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", ProtocolError, "not that of a vSphere host"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70000 + b"\r\n\r\n", ProtocolError, "not that of a vSphere host"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n" + b"x" * 300000,
+            LimitExceeded,
+            "longer than",
+        ),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", ProtocolError, "cannot be understood"),
+        (b"", ConnectionLost, "closed the connection"),
+    ],
+)
+def test_odd_answers_are_followed_nowhere(
+    answer: bytes, kind: type[VixError], words: str, certificate: certificates.Certificate
+) -> None:
+    """No redirect is followed, no log-in tried again, no length believed; and each is asked once."""
+    context = certificates.context_of(certificate)
+    asked: list[int] = []
+
+    def serve(raw: SocketStream) -> None:
+        stream = TlsStream(raw, context, server=True)
+        stream.handshake(Deadline.after(5))
+        asked.append(stream.recv_into(memoryview(bytearray(4096)), Deadline.after(5)))
+        stream.send((answer,), Deadline.after(5))
+
+    with listening(serve) as port:
+        error = login(port, Trust(sha256=certificate.sha256), timeout=2)
+    assert type(error) is kind, error
+    assert words in str(error)
+    assert len(asked) <= 2
 
 
 # -- old TLS -----------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import base64
 import http.client
 import ssl
 import threading
+from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from vdkit.errors import (
     ConnectionLost,
@@ -39,19 +40,64 @@ from vdkit.net.trust import Trust
 DEFAULT_TIMEOUT = 60.0
 #: OpenSSL's reasons when the two sides have no version in common.
 _OLD_TLS = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE")
+#: Bytes per second at which an answer must come, and a request be taken, to be given more time than allowed.
+_SLOWEST = 16 << 10
+#: Seconds that a body may take however it flows.
+_LONGEST_BODY = 900.0
 #: Longest error text of a server that is shown.
 MAX_ERROR_TEXT = 400
+
+
+class _PatientSocket(ssl.SSLSocket):
+    """Never waits past the end of the exchange that its connection has begun, in however small pieces what
+    it waits for comes. The time-out of a plain socket begins anew with every piece.
+    """
+
+    _seconds = 0.0
+    _until = 0.0
+    _latest = 0.0
+    _body = False
+
+    def begin(self, seconds: float) -> None:
+        """An exchange of one request and its answer."""
+        self._seconds, self._until, self._body = seconds, monotonic() + seconds, False
+
+    def begin_body(self) -> None:
+        """The head of the answer has come: a body may take longer, if it does not drip."""
+        self._body, self._latest = True, self._until + _LONGEST_BODY
+
+    def recv_into(self, *arguments: Any, **named: Any) -> int:
+        self._allow()
+        count = super().recv_into(*arguments, **named)
+        if self._body:
+            self._until = min(self._until + count / _SLOWEST, self._latest)
+        return count
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        self._allow()
+        count = super().send(data, flags)
+        self._until += count / _SLOWEST
+        return count
+
+    def _allow(self) -> None:
+        left = self._until - monotonic()
+        if left <= 0:
+            # What has come already must not keep a peer that sends for ever in business.
+            raise TimeoutError("the time allowed for the exchange is over")
+        self.settimeout(left)
 
 
 class VerifiedConnection(http.client.HTTPSConnection):
     """The certificate is checked right after the handshake, before a byte of HTTP is sent.
 
-    ``host`` is a name or an address of either family, brackets optional. ``timeout`` is in seconds, for
-    connecting (with the handshake) and for every read and write.
+    ``host`` is a name or an address of either family, brackets optional. ``timeout`` is in seconds: for
+    connecting with the handshake, and then for a request and the head of its answer. A body of some size may
+    take longer, up to a limit, as long as it flows.
     """
 
     def __init__(self, host: str, port: int, *, trust: Trust, timeout: float) -> None:
         self._verify_context = trust.context()
+        self._verify_context.sslsocket_class = _PatientSocket
         super().__init__(unbracket(host), port, timeout=timeout, context=self._verify_context)
         self._trust = trust
         self._seconds = timeout
@@ -69,16 +115,29 @@ class VerifiedConnection(http.client.HTTPSConnection):
             raise self._explained(error, where) from error
         try:
             self._trust.check(wrapped.getpeercert(binary_form=True), where)
-            wrapped.settimeout(self._seconds)
         except BaseException:
             wrapped.close()
             raise
         self.sock = wrapped
+        self._begin()
+
+    def _begin(self) -> None:
+        if isinstance(self.sock, _PatientSocket):
+            self.sock.begin(self._seconds)
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        # Before the response may have taken the socket over.
+        sock = self.sock
+        response = super().getresponse()
+        if isinstance(sock, _PatientSocket):
+            sock.begin_body()
+        return response
 
     def putrequest(
         self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False
     ) -> None:
         """The header ``Host`` has no zone: it is the name of one of our links."""
+        self._begin()
         zone = "%" in self.host and not skip_host
         super().putrequest(method, url, skip_host or zone, skip_accept_encoding)
         if zone:

@@ -291,6 +291,11 @@ def _from_network(error: BaseException, where: str, what: str) -> VixError:
 
 def _from_status(status: str, prefix: str) -> VixError:
     """The error for an answer in HTTP that is not of the API; ``status`` is ``503 Service Unavailable``."""
+    if not status[:3].isdecimal():
+        # The standard library's words for a head that is none ("got more than 100 headers").
+        return ProtocolError(
+            f"{prefix}: the answer is not that of a vSphere host ({status})", remedy="check host and port"
+        )
     match status[:3]:
         case "407":
             return ProtocolError(

@@ -58,6 +58,8 @@ LONGEST_PAUSE: Final = 15.0
 _COOKIE: Final = "vmware_soap_session"
 #: What RFC 6265 allows in the value of a cookie; the length is ours.
 _COOKIE_VALUE: Final = re.compile(r"[!#-+\--:<-\[\]-~]{1,4096}")
+#: Characters of a secret from which on it is looked for in errors: less is found anywhere, by chance.
+_SECRET_LENGTH: Final = 4
 _AWAY: Final = (ConnectFailed, ConnectionLost, DeadlineExceeded)
 
 
@@ -320,12 +322,13 @@ class Session:
         )
 
     def _told(self, error: Exception, what: str, secret: Secret) -> tuple[VixError, Exception | None]:
-        """The error to raise, and its cause: neither the host's text nor the cause may carry the secret on."""
+        """The error to raise, and its cause; neither of them repeats the secret."""
         found, text = translate(error, where=self.where, what=what), secret.reveal()
-        if not text or (text not in str(error) and text not in str(found)):
+        if len(text) < _SECRET_LENGTH or (text not in str(error) and text not in repr(error)):
             return found, None if found is error else error
-        clean = found.message.replace(text, "***")
-        return type(found)(clean, remedy=found.remedy), None
+        # Its kind is kept; what else it says would show the secret, or where it was cut out.
+        hidden = f"{self.where}: {what}: failed with words that are not shown, as they repeat the secret"
+        return type(found)(hidden, remedy=found.remedy), None
 
     def _adopt(self) -> None:
         """Find out whose session it is that the cookie stands for."""
