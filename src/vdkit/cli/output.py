@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,18 @@ def print_json(document: dict[str, Any]) -> None:
     # The escapes of an output that is not UTF-8 would not be JSON's.
     is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
     print_text(json.dumps({"schema": SCHEMA, **document}, ensure_ascii=not is_utf8))
+    flush_output()
+
+
+def print_json_items(document: dict[str, Any], key: str, items: Iterable[dict[str, Any]]) -> None:
+    """One document that ends in a list, printed as it is made: it may be longer than memory."""
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    head = json.dumps({"schema": SCHEMA, **document, key: []}, ensure_ascii=not is_utf8)
+    before = head.removesuffix("]}")
+    for item in items:
+        print_text(before + json.dumps(item, ensure_ascii=not is_utf8))
+        before = ","
+    print_text("]}" if before == "," else head)
     flush_output()
 
 

@@ -60,7 +60,10 @@ class BlockMap:
     def __init__(self, places: Places, descriptor: Descriptor, where: str) -> None:
         levels = _LEVELS.get(descriptor.layout)
         if levels is None:
-            raise UnsupportedVersion(f"{where}: it has no blocks (layout {descriptor.layout:#x})")
+            raise UnsupportedVersion(
+                f"{where}: it has no blocks to map (layout {descriptor.layout:#x}): its data is in its "
+                "descriptor, or on another LUN"
+            )
         self._places = places
         self._where = where
         self._levels = levels
