@@ -9,7 +9,7 @@ from job_helpers import Guest, Listener, new_repository, point_content, session_
 from pyVmomi import vim
 
 from vdkit.backup import Kind as PointKind
-from vdkit.errors import VixError
+from vdkit.errors import SnapshotFailed, VixError
 from vdkit.jobs.backup import access_identity, backup_machine
 from vdkit.sim.host import SimulatedHost
 from vdkit.testing.fixtures import HostFactory
@@ -102,6 +102,31 @@ def test_snapshots_of_others_are_named_and_left_alone(center: SimulatedHost, tmp
         backup_machine(session, "vm1", new_repository(tmp_path / "repo"), listener)
     assert [text for text in listener.notes if "'before the upgrade'" in text]
     assert snapshots_left(center) == ["before the upgrade"]
+
+
+def test_what_was_read_of_a_snapshot_that_somebody_deletes_is_no_backup(
+    center: SimulatedHost, tmp_path: Path
+) -> None:
+    """An administrator deletes all snapshots: from then on the files may change under the reader."""
+    center.power_on_all()
+    machine, guest = center.machine("vm1"), Guest(center)
+    guest.scribble(3)
+    repository = new_repository(tmp_path / "repo")
+
+    class Tidy(Listener):
+        def progress(self, what: str, done: int, total: int) -> None:
+            for snapshot in list(machine.snapshots()):
+                # The disk is being read: it is merged later.
+                with pytest.raises(VixError):
+                    machine.remove_snapshot(snapshot)
+
+    with session_of(center) as session:
+        with pytest.raises(SnapshotFailed, match="deleted while its disks were read"):
+            backup_machine(session, "vm1", repository, Tidy())
+        assert repository.points() == []
+        assert not machine.consolidation_needed
+        point = backup_machine(session, "vm1", repository, Listener()).point
+    assert point_content(repository, point) == guest.now()
 
 
 def test_a_slow_consolidation_is_waited_for_and_told(center: SimulatedHost, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 The order loses nothing: on a vCenter the machine's files are kept where they are first of all; change ids are
 taken from the snapshot whose data are read (never from the running machine), the changes are asked for before
-the snapshot goes, and the point is complete before it is removed; then the machine may be moved again.
+the snapshot goes, it must still be there when all has been read, and the point is complete before it is
+removed; then the machine may be moved again.
 Whatever ends the run earlier leaves the repository as it was; a snapshot that could not be removed is found
 by the next run, because its description names the repository and the point.
 """
@@ -199,6 +200,7 @@ class _Run:
                 if taken.fell_back:
                     self._warn(f"the snapshot is only crash consistent: {taken.fell_back}")
                 skipped = self._read_disks(taken.moref)
+                snapshots.require(self._session, self._vm, taken.moref)
                 point = self._writer.commit(
                     hardware=facts_of(self._vm),
                     consistency=Consistency.QUIESCED if taken.quiesced else Consistency.CRASH,

@@ -239,6 +239,16 @@ def list_snapshots(session: Session, vm: VirtualMachine) -> tuple[Snapshot, ...]
     return snapshot_tree(tree.rootSnapshotList) if tree is not None else ()
 
 
+def require(session: Session, vm: VirtualMachine, moref: str) -> None:
+    """Raises SnapshotFailed if the machine has no snapshot of that id any more."""
+    if not any(one.moref == moref for root in list_snapshots(session, vm) for one in root.walk()):
+        raise SnapshotFailed(
+            f"{session.where}: snapshot {moref} of {vm.name} ({vm.moref}) was deleted while its disks were read"
+            ": that may be a mix of then and now",
+            remedy="see in the host's client who deletes snapshots, then run the command again",
+        )
+
+
 def of_others(session: Session, vm: VirtualMachine) -> list[Snapshot]:
     """The snapshots of the machine that are not ours; parents before children."""
     return [one for root in list_snapshots(session, vm) for one in root.walk() if run_of(one) is None]
