@@ -242,9 +242,9 @@ def list_snapshots(session: Session, vm: VirtualMachine) -> tuple[Snapshot, ...]
 def require(session: Session, vm: VirtualMachine, moref: str) -> None:
     """Raises SnapshotFailed if the machine has no snapshot of that id any more."""
     if not any(one.moref == moref for root in list_snapshots(session, vm) for one in root.walk()):
+        what = f"snapshot {moref} of {vm.name} ({vm.moref})"
         raise SnapshotFailed(
-            f"{session.where}: snapshot {moref} of {vm.name} ({vm.moref}) was deleted while its disks were read"
-            ": that may be a mix of then and now",
+            f"{session.where}: {what} was deleted while its disks were read: that may mix then and now",
             remedy="see in the host's client who deletes snapshots, then run the command again",
         )
 
