@@ -80,6 +80,21 @@ def test_an_interruption_while_it_is_made_leaves_none(
     assert names(session) == []
 
 
+def test_an_interruption_just_before_it_is_removed_leaves_none(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        snapshots.temporary_snapshot(session, the_machine(session), NAME, DESCRIPTION),
+    ):
+        monkeypatch.setattr(snapshots, "remove", remove)
+    settle(session, the_machine(session))
+    assert names(session) == []
+
+
 def test_a_connection_that_breaks_while_it_is_made_leaves_none(
     session: Session, simulated_host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,6 +230,9 @@ def temporary_snapshot(
         remove(session, vm, taken.moref, deadline=deadline, tell=tell)
     except VixError as error:
         raise SnapshotFailed(_left_behind(session, vm, name, taken.moref, error), remedy=_REMEDY) from error
+    except BaseException as error:
+        _start_removal(error, session, vm, name, taken.moref)
+        raise
 
 
 def list_snapshots(session: Session, vm: VirtualMachine) -> tuple[Snapshot, ...]:
@@ -389,6 +392,18 @@ def _remove_after(
         refused = taken is None and moref == "unknown" and isinstance(error, VixError) and not error.retryable
         if not refused:
             error.add_note(f"{_left_behind(session, vm, name, moref, failure)}; {_REMEDY}")
+
+
+def _start_removal(error: BaseException, session: Session, vm: VirtualMachine, name: str, moref: str) -> None:
+    """Interrupted while it was removed, perhaps before the host was asked: so ask, and wait for nothing."""
+    snapshot = session.managed(vim.vm.Snapshot, moref)
+    what = f"remove snapshot {moref} of {vm.name} ({vm.moref})"
+    try:
+        session.call(what, lambda: snapshot.RemoveSnapshot_Task(False, True))
+    except (ObjectNotFound, ObjectBusy):
+        return  # the host is at it, or done
+    except VixError as failure:
+        error.add_note(f"{_left_behind(session, vm, name, moref, failure)}; {_REMEDY}")
 
 
 def _wait_for_creation(session: Session, vm: VirtualMachine, *, deadline: float) -> None:
