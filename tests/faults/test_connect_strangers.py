@@ -24,7 +24,7 @@ from vdkit.errors import (
     TrustError,
     VixError,
 )
-from vdkit.net.connect import without_zone
+from vdkit.net.connect import connect, without_zone
 from vdkit.net.deadline import Deadline
 from vdkit.net.fingerprints import fingerprints
 from vdkit.net.https import VerifiedConnection
@@ -102,6 +102,30 @@ def test_a_port_that_swallows_connections() -> None:
     assert type(error) is DeadlineExceeded
     assert f"no connection to TCP port {port} within 0.3 seconds" in str(error)
     assert "firewall" in str(error)
+
+
+def test_an_address_that_swallows_connections_leaves_time_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A name with an IPv6 address that a firewall drops, and an IPv4 address that works."""
+    with (
+        socket.socket() as full,
+        socket.create_server(("127.0.0.1", 0)) as works,
+        contextlib.ExitStack() as s,
+    ):
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            filler = s.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", one.getsockname()) for one in (full, full, works)
+        ]
+        monkeypatch.setattr("socket.getaddrinfo", lambda *given, **named: found)
+        with connect("host.example.org", 443, timeout=0.6) as sock:
+            assert sock.getpeername() == works.getsockname()
+            assert sock.gettimeout() == 0.6
 
 
 def test_what_a_stranger_says_is_bounded_and_printable() -> None:

@@ -26,13 +26,25 @@ SHA1 = ":".join(["CD"] * 20)
         ("[2001:db8::1]:8443", ("2001:db8::1", 8443)),
         ("https://vc.example.org/sdk", ("vc.example.org", 443)),
         ("https://[2001:db8::1]:8443/sdk", ("2001:db8::1", 8443)),
+        (" esxi\n", ("esxi", 443)),
+        ("fe80::1%eth0", ("fe80::1%eth0", 443)),
+        ("https://[fe80::1%25eth0]/sdk", ("fe80::1%eth0", 443)),
     ],
 )
 def test_hosts_and_ports(text: str, expected: tuple[str, int]) -> None:
     assert split_host_port(text, 443) == expected
 
 
-@pytest.mark.parametrize("text", ["esxi:0", "esxi:65536", "esxi:ssh", "[::1", "[::1]8443", "https:///sdk"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("esxi:0", "esxi:65536", "esxi:ssh", "[::1", "[::1]8443", "https:///sdk"),
+        # Digits to Python, or more of them than it turns into a number.
+        *("esxi:\u00b2", "esxi:\u0663", "esxi:" + "1" * 5000, "https://esxi:\u00b2/"),
+        # A path, two words, a port that would become part of the link's name.
+        *("esxi/sdk", "esxi 443", "esxi\0", "fe80::1%eth0:443"),
+    ],
+)
 def test_hosts_that_are_none(text: str) -> None:
     with pytest.raises(UsageError):
         split_host_port(text, 443)
@@ -62,6 +74,47 @@ def test_a_url_of_govc_may_hold_all(tmp_path: Path) -> None:
     assert found.password is not None
     assert found.password.reveal() == "p@ss w"
     assert found.trust.sha1 == SHA1
+
+
+def test_a_url_of_govc_speaks_for_its_own_host_only() -> None:
+    """Its password is not sent to the host that another setting names."""
+    url = {"GOVC_URL": "https://root:canary-4711@esxi/sdk", "VDKIT_THUMBPRINT": SHA1}
+    assert Settings(url).host(host="esxi").password is not None
+    for more, flag in (({"VDKIT_HOST": "other"}, None), ({}, "other"), ({}, "esxi:8443")):
+        with pytest.raises(UsageError, match="no user given"):
+            Settings({**url, **more}).host(host=flag)
+        found = Settings({**url, **more}).host(host=flag, user="backup")
+        assert found.password is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"https://root:canary{sign}4711@esxi/sdk" for sign in "/#?[]"),
+        "https://root:canary@[::1",
+        "root:canary@esxi:port",
+        "https://[canary",
+    ],
+)
+def test_a_url_of_govc_that_is_none_is_not_shown(url: str) -> None:
+    """What stands in it may be a password with a character that should have been escaped."""
+    with pytest.raises(UsageError) as caught:
+        Settings({"GOVC_URL": url, "VDKIT_THUMBPRINT": SHA1}).host()
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "canary" not in str(error)
+        error = error.__cause__
+
+
+def test_settings_that_are_not_texts_are_refused(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    for text in ('known_hosts = "a\\u0000b"', "host = ['a']", "port = 1.5"):
+        config.write_text(text)
+        with pytest.raises(UsageError, match="neither a text"):
+            Settings({}, config)
+    for port in ("\u00b2", "0", "65536", "1" * 5000, "-1"):
+        with pytest.raises(UsageError, match="between 1 and 65535"):
+            Settings({"VDKIT_HOST": "esxi", "VDKIT_USER": "root", "VDKIT_PORT": port}).host()
 
 
 def test_trust_is_never_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import stat
 import threading
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdkit.errors import FormatError, LimitExceeded, TrustError, UsageError
+from vdkit.errors import DeadlineExceeded, FormatError, LimitExceeded, StoreError, TrustError, UsageError
 from vdkit.net.knownhosts import MAX_BYTES, KnownHosts, address_key
 
 A, B = ":".join(["AA"] * 32), ":".join(["BB"] * 32)
@@ -113,3 +115,47 @@ def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 def test_a_key_is_stable(text: str) -> None:
     assert address_key(address_key(text)) == address_key(text)
+
+
+def test_a_file_that_says_nothing_about_trust(tmp_path: Path) -> None:
+    """One that everybody may write to, or that is no file: a pipe would be waited for without an end."""
+    file = tmp_path / "known_hosts"
+    known = KnownHosts(file)
+    known.remember("vc", 443, A)
+    file.chmod(0o666)
+    for act in (lambda: known.find("vc", 443), lambda: known.remember("vc", 443, B, replace=True)):
+        with pytest.raises(TrustError, match="chmod o-w"):
+            act()
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(FormatError, match="regular file"):
+        known.find("vc", 443)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(StoreError, match="directory"):
+        known.find("vc", 443)
+
+
+def test_a_folder_that_somebody_keeps_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdkit.net.knownhosts._LOCK_SECONDS", 0.1)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(DeadlineExceeded, match="locked"):
+            KnownHosts(tmp_path / "known_hosts").remember("vc", 443, A)
+    finally:
+        os.close(descriptor)
+    assert KnownHosts(tmp_path / "known_hosts").remember("vc", 443, A) == "added"
+
+
+def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
+    """As with configurations that are kept in one place and linked from where they are looked for."""
+    (tmp_path / "kept").mkdir()
+    link = tmp_path / "known_hosts"
+    link.symlink_to("kept/hosts")
+    known = KnownHosts(link)
+    assert known.remember("vc", 443, A) == "added"
+    assert known.remember("vc", 443, B, replace=True) == "replaced"
+    assert link.is_symlink()
+    assert (tmp_path / "kept/hosts").read_text() == f"vc 443 {B}\n"
+    assert sorted(one.name for one in (tmp_path / "kept").iterdir()) == ["hosts"]

@@ -43,6 +43,8 @@ _KEYS = frozenset(
         "limits_folder",
     }
 )
+#: What no name or address of a host has: it would be part of a path, a URL or a list.
+_IN_NO_HOST = frozenset(" \t\r\n\0/\\?#,;<>\"'`()[]{}|^")
 _YES = frozenset({"1", "true", "yes", "on"})
 _NO = frozenset({"0", "false", "no", "off"})
 
@@ -66,6 +68,7 @@ class Settings:
         self._environment = environment
         self._config = _load_config(environment, config_file)
         self._govc = _govc_url(environment.get("GOVC_URL", ""))
+        self._url_account = True
         self.warnings: list[str] = []
 
     def text(self, key: str, flag: str | None = None) -> str | None:
@@ -97,7 +100,7 @@ class Settings:
                 # With its port: one of another setting's host would be wrong for this one.
                 return url.netloc.rpartition("@")[2] if url else None
             case "user":
-                inside = unquote(url.username) if url and url.username else None
+                inside = unquote(url.username) if url and url.username and self._url_account else None
                 return self._environment.get("GOVC_USERNAME") or inside
             case "ca_file":
                 return self._environment.get("GOVC_TLS_CA_CERTS")
@@ -120,7 +123,10 @@ class Settings:
         address = self.text("host", host)
         if not address:
             raise UsageError("no host given", remedy="pass --host, or set VDKIT_HOST or GOVC_URL")
-        name, port = split_host_port(address, int(self._port() or DEFAULT_PORT))
+        name, port = split_host_port(address, self._port() or DEFAULT_PORT)
+        if address != self._from_govc("host"):
+            # What a URL says of user and password is for its own host, and sent to no other.
+            self._url_account = False
         account = self.text("user", user)
         # A user that is named at the command line wants to log in, whatever cookie the environment has.
         cookie = cookie or (None if user or password else self.cookie())
@@ -151,10 +157,11 @@ class Settings:
         named = self._environment.get("VDKIT_COOKIE_FILE") or self._config.get("cookie_file")
         return read_password_file(Path(named), "cookie file") if named else None
 
-    def _port(self) -> str | None:
-        port = self.text("port")
-        if port is not None and not port.isdigit():
-            raise UsageError(f"port {port!r} is not a number")
+    def _port(self) -> int | None:
+        text = self.text("port")
+        port = None if text is None else _port_number(text)
+        if text is not None and not port:
+            raise UsageError(f"port {text[:20]!r} is not between 1 and 65535")
         return port
 
     def password(self) -> Secret | None:
@@ -162,7 +169,7 @@ class Settings:
         direct = self._environment.get("VDKIT_PASSWORD") or self._environment.get("GOVC_PASSWORD")
         if direct:
             return Secret(direct)
-        if self._govc and self._govc.password:
+        if self._govc and self._govc.password and self._url_account:
             return Secret(unquote(self._govc.password))
         named = self._environment.get("VDKIT_PASSWORD_FILE") or self._config.get("password_file")
         return read_password_file(Path(named)) if named else None
@@ -224,6 +231,7 @@ class Settings:
 
 def split_host_port(text: str, default_port: int, *, lowest_port: int = 1) -> tuple[str, int]:
     """``host``, ``host:port``, ``[v6]``, ``[v6]:port``, a bare v6 address, or an https URL."""
+    text = text.strip()
     if "@" in text:
         # Not repeated: what stands before the sign may be a password.
         raise UsageError(
@@ -250,15 +258,38 @@ def split_host_port(text: str, default_port: int, *, lowest_port: int = 1) -> tu
         name, port = text, ""
     if not name:
         raise UsageError(f"no host name in {text!r}", remedy="write HOST or HOST:PORT")
-    if port and not (port.isdigit() and lowest_port <= int(port) < 65536):
-        raise UsageError(f"port {port!r} in {text!r} is not between {lowest_port} and 65535")
-    return name, int(port) if port else default_port
+    number = _port_number(port) if port else default_port
+    if number is None or (port and number < lowest_port):
+        raise UsageError(f"port {port[:20]!r} in {text[:80]!r} is not between {lowest_port} and 65535")
+    address, percent, zone = name.partition("%")
+    if not _IN_NO_HOST.isdisjoint(address) or (percent and ":" in zone):
+        raise UsageError(
+            f"{name[:80]!r} is no name or address of a host",
+            remedy="write HOST, HOST:PORT, or an IPv6 address and its link in brackets before a port",
+        )
+    return name, number
+
+
+def _port_number(text: str) -> int | None:
+    """A port up to 65535; None for what is none."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) < 65536):
+        return None
+    return int(text)
 
 
 def _govc_url(text: str) -> SplitResult | None:
     if not text:
         return None
-    return urlsplit(text if "//" in text else f"https://{text}")
+    hint = "write https://HOST/sdk, with %-escapes in a user and a password; they are safer elsewhere"
+    try:
+        url = urlsplit(text if "//" in text else f"https://{text}")
+    except ValueError:
+        # Neither the text nor its error is shown: a password may be in it.
+        raise UsageError("GOVC_URL is no URL of a host", remedy=hint) from None
+    if "@" in f"{url.path}{url.query}{url.fragment}":
+        # The password had a character that ends the name of a host: its rest would be shown as one.
+        raise UsageError("GOVC_URL has a user or a password with characters that need escapes", remedy=hint)
+    return url
 
 
 def _load_config(environment: Mapping[str, str], named: Path | None) -> dict[str, str]:
@@ -276,6 +307,9 @@ def _load_config(environment: Mapping[str, str], named: Path | None) -> dict[str
         raise UsageError(
             f"{path}: unknown setting {unknown[0]!r}", remedy=f"known are {', '.join(sorted(_KEYS))}"
         )
+    for key, value in table.items():
+        if not isinstance(value, str | int | bool) or "\0" in str(value):
+            raise UsageError(f"{path}: {key} is neither a text, a number, nor true or false")
     return {key: str(value) for key, value in table.items()}
 
 

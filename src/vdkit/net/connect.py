@@ -52,17 +52,22 @@ def connect(
     """A connected TCP socket. ``host`` is a name or an IPv4 or IPv6 literal, with or without brackets.
 
     All addresses of a name are tried in the resolver's order, by ``deadline`` (or within ``timeout``
-    seconds). The time that the system's resolver takes is bounded by its own settings. The socket is left
-    with the allowed seconds as its timeout.
+    seconds), each with its part of what is left: one behind a firewall that drops must not use up the time
+    of those after it. The time that the system's resolver takes is bounded by its own settings. The socket
+    is left with the allowed seconds as its timeout.
     """
     where = host_port(host, port)
     deadline = deadline or Deadline.after(timeout)
     failure: Exception | None = None
-    for family, kind, protocol, _, address in _resolve(host, port, where):
+    found = _resolve(host, port, where)
+    for number, (family, kind, protocol, _, address) in enumerate(found):
         try:
-            return _connect_one(family, kind, protocol, address, deadline)
+            sock = _connect_one(family, kind, protocol, address, deadline.remaining / (len(found) - number))
         except OSError as error:
             failure = error
+        else:
+            sock.settimeout(deadline.seconds)
+            return sock
     assert failure is not None
     raise _explain(failure, where, port, deadline) from failure
 
@@ -83,14 +88,13 @@ def _resolve(
 
 
 def _connect_one(
-    family: int, kind: int, protocol: int, address: tuple[object, ...], deadline: Deadline
+    family: int, kind: int, protocol: int, address: tuple[object, ...], seconds: float
 ) -> socket.socket:
     sock = socket.socket(family, kind, protocol)
     try:
         # A timeout of 0 would mean "do not wait" and fail with EINPROGRESS instead of a time-out.
-        sock.settimeout(max(deadline.remaining, 0.001))
+        sock.settimeout(max(seconds, 0.001))
         sock.connect(address)
-        sock.settimeout(deadline.seconds)
         tune(sock)
     except BaseException:
         sock.close()

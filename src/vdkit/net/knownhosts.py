@@ -11,19 +11,31 @@ import contextlib
 import fcntl
 import ipaddress
 import os
+import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from vdkit.errors import FormatError, LimitExceeded, TrustError, UsageError, from_os_error
+from vdkit.errors import (
+    DeadlineExceeded,
+    FormatError,
+    LimitExceeded,
+    TrustError,
+    UsageError,
+    from_os_error,
+)
 from vdkit.net.connect import host_port, unbracket
+from vdkit.net.deadline import Deadline
 from vdkit.net.trust import Trust, normalise_thumbprint
 
 #: Bytes of the file; more is not one.
 MAX_BYTES: Final = 1 << 20
 _SHA256_LENGTH: Final = 95
 _FILE_MODE: Final = 0o600
+#: Seconds to wait for others that write to it.
+_LOCK_SECONDS: Final = 10.0
 
 #: What :meth:`KnownHosts.remember` did.
 Remembered = Literal["added", "unchanged", "replaced"]
@@ -113,7 +125,17 @@ class KnownHosts:
 
     def _read(self) -> str:
         try:
-            with self.path.open("rb") as file:
+            # Without waiting: a pipe of that name would be opened when somebody writes to it.
+            with open(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise FormatError(f"{self.path}: not a regular file, so no known hosts")
+                if status.st_mode & stat.S_IWOTH:
+                    raise TrustError(
+                        f"{self.path}: everybody may write to it (mode {status.st_mode & 0o777:04o}), so "
+                        "that it says nothing about whom to trust",
+                        remedy=f"look through it, then run: chmod o-w {self.path}",
+                    )
                 data = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             return ""
@@ -136,10 +158,27 @@ class KnownHosts:
             raise from_os_error(error, f"{self.path}: writing the known hosts") from error
         try:
             # Held for the moment that a small file takes; given back with the descriptor.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._lock(descriptor)
             yield
         finally:
             os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        deadline = Deadline.after(_LOCK_SECONDS)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if deadline.expired:
+                    raise DeadlineExceeded(
+                        f"{self.path}: another program kept its folder locked for {_LOCK_SECONDS:g} seconds",
+                        remedy="fuser shows which one",
+                    ) from None
+                time.sleep(0.02)
+            except OSError as error:
+                raise from_os_error(error, f"{self.path}: locking its folder") from error
+            else:
+                return
 
     def _write(self, text: str) -> None:
         """The whole file, beside it first: a crash leaves the old one or the new one."""
