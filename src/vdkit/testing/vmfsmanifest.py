@@ -65,18 +65,20 @@ class Expected:
     block_size: int = 0
     inline: bytes | None = None
 
-    def pieces(self) -> Iterator[tuple[int, bytes]]:
-        """The content but for holes, ascending."""
+    def pieces(self, offset: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """The content but for holes, ascending: all that has bytes in ``[offset, end)``."""
         if self.inline is not None:
             yield 0, self.inline
+        stop = self.length if end is None else end
         for block in self.blocks:
             start = block.number * self.block_size
-            yield start, block.bytes(self.block_size)[: self.length - start]
+            if start < stop and start + self.block_size > offset:
+                yield start, block.bytes(self.block_size)[: self.length - start]
 
     def read(self, offset: int, length: int) -> bytes:
         """Any part of the content."""
         made = bytearray(length)
-        for start, data in self.pieces():
+        for start, data in self.pieces(offset, offset + length):
             low, high = max(start, offset), min(start + len(data), offset + length)
             if low < high:
                 made[low - offset : high - offset] = data[low - start : high - start]

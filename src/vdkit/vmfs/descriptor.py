@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -65,7 +65,7 @@ class Descriptor:
     zeroed_unit: int
     lock_mode: int
     lock_version: int
-    raw: bytes
+    raw: bytes = field(repr=False)
     """All of it, for the addresses or the data at its end."""
 
     def pointers(self, super_block: Superblock) -> array[int]:

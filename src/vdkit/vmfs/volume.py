@@ -96,7 +96,7 @@ class Volume:
         ``follow`` goes through symbolic links as long as they stay in this volume. Raises NotFound,
         OutsideStore, CorruptDisk.
         """
-        return self._walk(_parts(path), path, MAX_LINKS if follow else 0)
+        return self._walk(_parts(path), path, MAX_LINKS if follow else None)
 
     def entries(self, descriptor: Descriptor, path: str) -> list[Entry]:
         """Entries of a directory but ``.`` and ``..``, by name. ``path`` is for messages."""
@@ -196,7 +196,8 @@ class Volume:
         """Where the file's blocks lie. Raises UnsupportedVersion for one that has none."""
         return BlockMap(self._places(self._pools), descriptor, f"{self.name} {path or '/'}")
 
-    def _walk(self, parts: Sequence[str], path: str, links: int) -> Descriptor:
+    def _walk(self, parts: Sequence[str], path: str, links: int | None) -> Descriptor:
+        """``links``: how many may still be followed; None for none, where the last part may be one."""
         current = self.descriptor(_ROOT, "")
         for index, part in enumerate(parts):
             here = "/".join(parts[:index])
@@ -206,10 +207,12 @@ class Volume:
             current = self.child(entry, "/".join(parts[: index + 1]))
             if current.type is not FileType.SYMLINK:
                 continue
-            if not links and index == len(parts) - 1:
+            if links is None and index == len(parts) - 1:
                 return current
-            if not links:
+            if links is None:
                 raise OutsideStore(f"{self.name} {path}: {part} is a symbolic link")
+            if not links:
+                raise OutsideStore(f"{self.name} {path}: more than {MAX_LINKS} symbolic links on the way")
             target = self.read_link(current, path)
             following = [*self._target(parts[:index], target, path), *parts[index + 1 :]]
             return self._walk(following, path, links - 1)
