@@ -23,6 +23,7 @@ from vdkit.errors import (
 )
 from vdkit.net.trust import Trust
 from vdkit.sim.host import SimulatedHost
+from vdkit.sim.inventory import Inventory
 from vdkit.sim.snapshot import DiskSpec
 from vdkit.testing.fixtures import HostFactory
 from vdkit.vsphere import fcd, tasks
@@ -247,6 +248,36 @@ def test_a_template_and_a_clone_survive_a_restart_of_the_host(
         assert again.machine("template").config.template
         with connected(again, "linked") as connection:
             assert first_mib(connection) == pattern(1)
+
+
+def test_what_a_clone_stands_on_is_no_machine_of_its_own_after_a_restart(
+    vcenter: SimulatedHost, session: Session
+) -> None:
+    """The original is gone, with its .vmx file; of its disks only the link that the clone reads is left."""
+    frozen = vim.vm.Snapshot(next(iter(vcenter.machine("vm1").snapshots())).moref)
+    # Folders are read in the order of their names: one clone comes before its original, one after it.
+    clone(session, "a linked", diskMoveType="createNewChildDiskBacking", snapshot=frozen)
+    clone(session, "z linked", diskMoveType="createNewChildDiskBacking", snapshot=frozen)
+    source = vcenter.machine("vm1")
+    source.power_off()
+    source.destroy()
+    before = sorted(machine.name for machine in vcenter.inventory.machines)
+    folder = vcenter.inventory.datastore("datastore1").folder
+    session.close()
+    vcenter.stop()
+    for _ in range(2):
+        with SimulatedHost([folder], personality="vcenter", certificate=vcenter.certificate) as again:  # type: ignore[list-item]
+            assert sorted(machine.name for machine in again.inventory.machines) == before
+            assert again.inventory.skipped == []
+            for name in ("a linked", "z linked"):
+                with connected(again, name) as connection:
+                    assert first_mib(connection) == pattern(1)
+    inventory = Inventory(personality="vcenter")
+    store = inventory.add_folder(folder)  # type: ignore[arg-type]
+    inventory.find("a linked").destroy()
+    assert store.exists("vm1/vm1.vmdk")
+    inventory.find("z linked").destroy()
+    assert not store.exists("vm1/vm1.vmdk")
 
 
 # -- first-class disks -------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,16 +199,34 @@ class Inventory:
     def load(self, datastore: Datastore) -> list[Machine]:
         """Register every machine found; those that cannot be are in :attr:`skipped`.
 
-        A folder with a base disk and no .vmx file gets one. Machines that ran when the host went down run
-        again (as with autostart); their change tracking begins anew, as after a crash of a host.
+        A folder with a base disk and no .vmx file gets one, unless another machine uses the disk. Machines
+        that ran when the host went down run again (as with autostart); their change tracking begins anew, as
+        after a crash of a host.
         """
-        found = []
-        for folder in [name for name in datastore.files() if name.endswith("/")]:
-            try:
-                found += machinefiles.discover(datastore, folder.rstrip("/"), self._register)
-            except VixError as error:
-                self.skipped.append((datastore.path(folder), error))
+        folders = [name.rstrip("/") for name in datastore.files() if name.endswith("/")]
+        found: list[Machine] = []
+        bare = []
+        for folder in folders:
+            with self._skipping(datastore.path(f"{folder}/")):
+                files = machinefiles.described(datastore, folder)
+                if not files:
+                    bare.append(folder)
+                for name in files:
+                    found.append(machinefiles.load(datastore, name, self._register))
+        # Only now is it known which disks are somebody's.
+        for folder in bare:
+            with self._skipping(datastore.path(f"{folder}/")):
+                made = machinefiles.discover(datastore, folder, self._register, self.shared_links(None))
+                if made is not None:
+                    found.append(made)
         return found
+
+    @contextmanager
+    def _skipping(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except VixError as error:
+            self.skipped.append((path, error))
 
     def create_machine(
         self,
@@ -289,7 +308,7 @@ class Inventory:
 
     # -- what machines ask -----------------------------------------------------------------------
 
-    def shared_links(self, machine: Machine) -> frozenset[str]:
+    def shared_links(self, machine: Machine | None) -> frozenset[str]:
         found: set[str] = set()
         for other in self.machines:
             if other is not machine:

@@ -8,7 +8,7 @@ with ``vdkit.`` are ours; keys that we do not know are kept.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -204,17 +204,24 @@ def _split(machine: Machine, path: str) -> tuple[Datastore, str]:
 # -- reading -----------------------------------------------------------------------------------------
 
 
-def discover(datastore: Datastore, folder: str, register: Register) -> list[Machine]:
-    """The machines of one folder: its .vmx files, or one made for base disks that have none."""
+def described(datastore: Datastore, folder: str) -> list[str]:
+    """The .vmx files of a folder."""
+    names = [] if folder in NO_MACHINES else datastore.files(folder)
+    return [f"{folder}/{name}" for name in names if name.lower().endswith((".vmx", ".vmtx"))]
+
+
+def discover(datastore: Datastore, folder: str, register: Register, used: Collection[str]) -> Machine | None:
+    """The machine made for the disks of a folder without .vmx files; None if there are none.
+
+    ``used``: datastore paths of links that are somebody's already. A linked clone keeps those of its original
+    that it stands on when that one is deleted: running them would change what the clone reads.
+    """
     if folder in NO_MACHINES:
-        return []
-    names = [name for name in datastore.files(folder) if not name.endswith("/")]
-    vmx = [name for name in names if name.lower().endswith((".vmx", ".vmtx"))]
-    if vmx:
-        return [load(datastore, f"{folder}/{name}", register) for name in vmx]
-    leaves = _leaves(datastore, [f"{folder}/{name}" for name in names if name.lower().endswith(".vmdk")])
+        return None
+    names = [f"{folder}/{name}" for name in datastore.files(folder) if name.lower().endswith(".vmdk")]
+    leaves = _leaves(datastore, [name for name in names if datastore.path(name) not in used])
     if not leaves:
-        return []
+        return None
     machine = register(datastore, f"{folder}/{folder}.vmx", MachineConfig.new(folder))
     try:
         for name in leaves:
@@ -223,7 +230,7 @@ def discover(datastore: Datastore, folder: str, register: Register) -> list[Mach
     except VixError:
         machine.home.removed(machine)
         raise
-    return [machine]
+    return machine
 
 
 def _leaves(datastore: Datastore, names: list[str]) -> list[str]:
