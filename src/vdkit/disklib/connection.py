@@ -9,12 +9,10 @@ Source of the shape: the published VDDK programming guide (ConnectEx, Open, GetT
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from vdkit.block.copy import CopyResult
 from vdkit.block.workers import CancelToken
@@ -23,64 +21,23 @@ from vdkit.disklib.configuration import Configuration
 from vdkit.disklib.constants import DiskType, OpenFlags, check_flags, compression_name
 from vdkit.disklib.filehandle import open_file_handle
 from vdkit.disklib.handle import DiskHandle, Progress
+from vdkit.disklib.hostdisks import HostDisks
 from vdkit.disklib.hosted import CreateParams
-from vdkit.disklib.info import remote_info
-from vdkit.disklib.modes import open_in_modes, subject_of
-from vdkit.disklib.remote import Retry, open_remote
-from vdkit.errors import (
-    ChainError,
-    Closed,
-    HostAccessDenied,
-    HostError,
-    HostFileLocked,
-    NotFound,
-    NotSupported,
-    ReadOnly,
-    UsageError,
-    VixError,
-)
+from vdkit.disklib.login import ConnectParams, open_session
+from vdkit.disklib.remote import Retry
+from vdkit.errors import ChainError, Closed, NotSupported, UsageError
 from vdkit.net.budget import HostBudgets
-from vdkit.net.secret import Secret
-from vdkit.net.trust import Trust
 from vdkit.transports.nfc import CompressionName as Compression
 from vdkit.vsphere import fcd
 from vdkit.vsphere.fcd import DiskSpec, FirstClassDisk
-from vdkit.vsphere.inventory import at_snapshot, find_machine, get_machine
-from vdkit.vsphere.model import Power, VirtualMachine
-from vdkit.vsphere.session import DEFAULT_PATIENCE, DEFAULT_PORT, DEFAULT_TIMEOUT, Session
-from vdkit.vsphere.tickets import NfcTicket, datastore_ticket
+from vdkit.vsphere.inventory import at_snapshot, find_machine
+from vdkit.vsphere.model import VirtualMachine
+from vdkit.vsphere.session import Session
 
 if TYPE_CHECKING:
     from vdkit.vmdk.check import CheckReport
 
-
-#: Keys of a configuration file that bound waits of the control plane too.
-_REQUEST_KEY: Final = "vixDiskLib.nfc.RequestTimeoutMs"
-_ACCEPT_KEY: Final = "vixDiskLib.nfc.AcceptTimeoutMs"
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectParams:
-    """Where to log in, and the machine whose disks will be opened.
-
-    ``vm`` takes every form of vmxSpec, and more: ``moref=vm-16``, ``path.vmx?dcPath=DC&dsName=store``,
-    ``[store] path.vmx``, a name, an inventory path, a UUID. ``snapshot`` (an id such as ``snapshot-47``, or a
-    name) gives the disks that it froze, to be read only. ``fcd`` names a first-class disk in place of ``vm``.
-    ``cookie`` is that of a session somebody else opened, in place of ``user`` and ``password``. ``timeout``
-    in seconds holds for every answer of the control plane, None as the configuration says.
-    """
-
-    host: str
-    user: str
-    password: Secret = field(repr=False)
-    trust: Trust
-    vm: str
-    port: int = DEFAULT_PORT
-    timeout: float | None = None
-    cookie: Secret | None = field(default=None, repr=False)
-    snapshot: str | None = None
-    fcd: DiskSpec | None = None
-    legacy_tls: bool = False
+__all__ = ["ConnectParams", "Connection", "connect", "connection_of"]
 
 
 class Connection:
@@ -99,11 +56,8 @@ class Connection:
         """``snapshot``: ``vm`` is the machine as that snapshot froze it. ``disk``: the one to open."""
         self._session, self._vm, self._owns = session, vm, owns_session
         self._snapshot, self._disk = snapshot, disk
+        self._configuration = configuration
         self.notes: tuple[str, ...] = () if configuration is None else configuration.warnings
-        self._timeouts = None if configuration is None else configuration.timeouts
-        self._buffers = (
-            (None, None) if configuration is None else (configuration.buffer_size, configuration.buffer_count)
-        )
         #: How the disks opened from now on share their host with other processes; None for the default.
         self.budget: HostBudgets | None = None
         self._closed = False
@@ -169,105 +123,22 @@ class Connection:
                 allow_paths=allow_paths,
                 ignore_journal=ignore_journal,
             )
-        path = self._path(path, writable=not read_only)
+        if flags is not None:
+            compression = compression_name(flags)
         if single_link:
             raise NotSupported(
                 f"{self._session.where}: {path}: a single link can only be opened in a local file"
             )
-        if flags is not None:
-            compression = compression_name(flags)
-        return self._open_remote(
-            self._session,
-            path,
+        disks = HostDisks(self._session, self._vm, snapshot=self._snapshot, disk=self._disk)
+        return disks.open(
+            str(path),
             transport_modes,
-            compression,
             writable=not read_only,
-            retry=retry,
-            cancel=cancel,
-        )
-
-    def _open_remote(
-        self,
-        session: Session,
-        path: str,
-        modes: str | None,
-        compression: Compression,
-        *,
-        writable: bool,
-        retry: Retry | None,
-        cancel: CancelToken | None,
-    ) -> DiskHandle:
-        open_one = partial(
-            open_remote,
-            session,
-            self._vm,
-            path,
-            tickets=self._tickets(session),
-            writable=writable,
             compression=compression,
-            retry=retry or Retry(),
-            timeouts=self._timeouts,
-            buffer_size=self._buffers[0],
-            buffer_count=self._buffers[1],
+            configuration=self._configuration,
+            retry=retry,
             budget=self.budget,
             cancel=cancel,
-        )
-        subject = subject_of(self._vm, path, writable=writable)
-        try:
-            opened = open_in_modes(modes, subject, lambda mode: open_one(mode=mode))
-        except (HostFileLocked, HostAccessDenied) as error:
-            raise self._refused(session, path, error) from error
-        disks = () if self._vm is None else self._vm.disks
-        known = next((d for d in disks if path == d.file or path in d.parents), None)
-        return DiskHandle(
-            opened.device,
-            opened.mode,
-            path,
-            describe=partial(remote_info, disk=known, path=path),
-            notes=opened.notes,
-        )
-
-    def _path(self, path: str | Path, *, writable: bool) -> str:
-        """The datastore path to open, after what this connection does not allow has been refused."""
-        assert self._session is not None
-        text, disk = str(path), self._disk
-        if disk is not None:
-            if text not in ("", ".", disk.file):
-                raise NotFound(
-                    f"{self._session.where}: the first-class disk {disk.id} is {disk.file}, not {text!r}"
-                )
-            text = disk.file
-        frozen = self._snapshot or (None if disk is None else disk.snapshot)
-        if frozen is not None and writable:
-            raise ReadOnly(
-                f"{self._session.where}: {text}: what snapshot {frozen} froze is only read",
-                remedy="connect without the snapshot to write to the machine's own disk",
-            )
-        return text
-
-    def _tickets(self, session: Session) -> Callable[[], NfcTicket] | None:
-        """For a first-class disk that no machine has: a ticket for its datastore. Else the machine's."""
-        disk = self._disk
-        if disk is None or self._vm is not None:
-            return None
-        return partial(datastore_ticket, session, disk.datastore, f"open first-class disk {disk.id}")
-
-    def _refused(self, session: Session, path: str, error: HostError) -> HostError:
-        """The host's refusal, with what helps where it is about the link that the machine writes to."""
-        if self._vm is None:
-            return error
-        try:
-            now = get_machine(session, self._vm.moref)
-        except VixError:
-            return error
-        if now.power is Power.OFF or not any(disk.file == path for disk in now.disks):
-            return error
-        known = ", ".join(f"{one.moref} ({one.name})" for one in now.all_snapshots())
-        return type(error)(
-            f"{error.message}: {now.name} ({now.moref}) is running and writes to this link",
-            remedy=f"pass the snapshot whose disks are wanted: it has {known}"
-            if known
-            else "make a snapshot, and pass it: what it froze can be read",
         )
 
     # -- whole local disks -----------------------------------------------------------------------
@@ -421,7 +292,7 @@ def connect(params: ConnectParams | None = None, *, configuration: Configuration
     """
     if params is None:
         return Connection(None, None, owns_session=False, configuration=configuration)
-    session = _session(params, configuration)
+    session = open_session(params, configuration)
     try:
         if params.fcd is not None:
             return _connect_disk(session, params, params.fcd, configuration)
@@ -434,37 +305,6 @@ def connect(params: ConnectParams | None = None, *, configuration: Configuration
     except BaseException:
         session.close()
         raise
-
-
-def _session(params: ConnectParams, configuration: Configuration | None) -> Session:
-    """Logged in, or taken over; every wait has the bound that was given or configured."""
-    timeout, patience = params.timeout, DEFAULT_PATIENCE
-    if configuration is not None:
-        if timeout is None and _REQUEST_KEY in configuration.given:
-            timeout = configuration.numbers[_REQUEST_KEY] / 1000
-        patience = configuration.numbers[_ACCEPT_KEY] / 1000
-    if timeout is None:
-        timeout = DEFAULT_TIMEOUT
-    if params.cookie is not None:
-        return Session.from_cookie(
-            params.host,
-            params.port,
-            params.cookie,
-            params.trust,
-            timeout=timeout,
-            patience=patience,
-            legacy_tls=params.legacy_tls,
-        )
-    return Session.login(
-        params.host,
-        params.port,
-        params.user,
-        params.password,
-        params.trust,
-        timeout=timeout,
-        patience=patience,
-        legacy_tls=params.legacy_tls,
-    )
 
 
 def _connect_disk(
