@@ -8,10 +8,17 @@ from __future__ import annotations
 import hmac
 import secrets
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from vdkit.errors import ModeUnavailable, TicketRefused, TransportError, TrustError
+from vdkit.errors import (
+    ConnectionLost,
+    HostError,
+    ModeUnavailable,
+    TicketRefused,
+    TransportError,
+    TrustError,
+)
 from vdkit.net.connect import connect, without_zone
 from vdkit.net.deadline import Deadline
 from vdkit.net.secret import Secret
@@ -19,7 +26,7 @@ from vdkit.net.stream import SocketStream, Stream
 from vdkit.net.tls import TlsStream
 from vdkit.net.trust import Trust, client_context, sha256_thumbprint
 from vdkit.transports.nfc.host_errors import host_error, in_phase
-from vdkit.transports.nfc.target import Mode, NfcTarget, Timeouts
+from vdkit.transports.nfc.target import LAST_WORDS, Mode, NfcTarget, Timeouts
 from vdkit.wire.nfc import dialogue, handshake
 from vdkit.wire.nfc.greeting import Greeting, parse_greeting
 from vdkit.wire.nfc.handshake import Message
@@ -155,11 +162,23 @@ def _refuse_clear(
 
 def _ask(stream: Stream, ticket: Secret, line: bytes, what: str, timeouts: Timeouts) -> bytes:
     """Send one line and read its reply; a reply of class 4 or 5 is a refusal."""
-    stream.send((line,), Deadline.after(timeouts.request))
-    reply = stream.read_line(MAX_LINE, Deadline.after(timeouts.request), f"the reply to {what}")
+    lost: ConnectionLost | None = None
+    try:
+        stream.send((line,), Deadline.after(timeouts.request))
+    except ConnectionLost as error:
+        lost = error
+    patience = timeouts.request if lost is None else LAST_WORDS
+    try:
+        reply = stream.read_line(MAX_LINE, Deadline.after(patience), f"the reply to {what}")
+    except TransportError:
+        if lost is not None:
+            raise lost from None
+        raise
     # What the host says is shown in errors, so it must not quote the ticket back.
     reply = reply.replace(ticket.reveal().encode("ascii"), b"***")
     code = dialogue.reply_code(reply)
+    if lost is not None and (code is None or code < 400):
+        raise lost
     if code is not None and code >= 400:
         shown = reply.rstrip().decode("ascii", "replace")[:80]
         raise TicketRefused(f"{stream.peer}: the host answered {what} with {shown!r}", remedy=_FRESH_TICKET)
@@ -180,25 +199,42 @@ def _second_session(raw: SocketStream, target: NfcTarget, leaf: bytes, timeouts:
 
 
 def _shake_hands(stream: Stream, tag: str, timeouts: Timeouts) -> None:
-    for message in (
+    first = (
         handshake.build_tag(tag),
         handshake.build_probe(),
         handshake.build_version(*handshake.CLIENT_VERSION),
-    ):
-        stream.send((message,), Deadline.after(timeouts.request))
-    _read_message(stream, Message.PROBE_REPLY, timeouts)
-    _read_message(stream, Message.VERSION, timeouts)
-    for message in (
+    )
+    _converse(stream, first, (Message.PROBE_REPLY, Message.VERSION), timeouts)
+    second = (
         handshake.build_name(CLIENT_NAME),
         handshake.build_features(),
         handshake.build_ready(),
-    ):
-        stream.send((message,), Deadline.after(timeouts.request))
-    _read_message(stream, Message.READY, timeouts)
+    )
+    _converse(stream, second, (Message.READY,), timeouts)
 
 
-def _read_message(stream: Stream, wanted: Message, timeouts: Timeouts) -> None:
-    deadline = Deadline.after(timeouts.request)
+def _converse(
+    stream: Stream, messages: Iterable[bytes], replies: Iterable[Message], timeouts: Timeouts
+) -> None:
+    """Send the messages, then read the replies."""
+    try:
+        for message in messages:
+            stream.send((message,), Deadline.after(timeouts.request))
+    except ConnectionLost as lost:
+        # The host may have said why before it closed: that is the better error.
+        try:
+            for wanted in replies:
+                _read_message(stream, wanted, Deadline.after(LAST_WORDS))
+        except HostError:
+            raise
+        except TransportError:
+            raise lost from None
+        raise
+    for wanted in replies:
+        _read_message(stream, wanted, Deadline.after(timeouts.request))
+
+
+def _read_message(stream: Stream, wanted: Message, deadline: Deadline) -> None:
     message = bytearray(handshake.SIZE)
     stream.recv_exact(memoryview(message), deadline)
     if handshake.message_type(message) == Message.ERROR:

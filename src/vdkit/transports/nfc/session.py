@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from vdkit.errors import (
@@ -27,7 +28,7 @@ from vdkit.net.deadline import Deadline
 from vdkit.net.stream import Readable, Stream
 from vdkit.transports.nfc.host_errors import host_error, in_phase
 from vdkit.transports.nfc.operations import Batch, Exchange, Leftover, Operation
-from vdkit.transports.nfc.target import MAX_IN_FLIGHT, Timeouts
+from vdkit.transports.nfc.target import LAST_WORDS, MAX_IN_FLIGHT, Timeouts
 from vdkit.wire.nfc import records
 from vdkit.wire.nfc.limits import MAX_PAYLOAD
 from vdkit.wire.nfc.records import Opcode
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 _TICK = 0.02
 #: Refused requests for which something may still come.
 _MAX_LEFTOVERS = 1024
-#: Seconds that a host that has closed is listened to, for an ERROR it may have sent before.
-_LAST_WORDS = 1.0
 #: A part cut off a request is a multiple of this, the largest sector.
 _CUT = 4096
 #: Of the silence that a request allows, what one wait may count at most: a stopped process is no stuck host.
@@ -79,7 +78,8 @@ class Session:
         self._starved = False
         self._waiting = 0
         self._sequence = 0
-        self._receiving = False
+        #: The thread that receives, 0 for none.
+        self._receiver = 0
         self._oldest = -1
         self._stalled = self._seen = 0.0
         self._failure: TransportError | None = None
@@ -168,18 +168,22 @@ class Session:
         try:
             self._stream.send(parts, deadline, self._receive_while_blocked)
         except ConnectionLost:
-            # The host may have said why before it closed: that is the better error.
-            if self._take_role():
-                try:
-                    self._drain()
-                finally:
-                    self._leave_role()
+            self._hear_last_words()
             raise
 
-    def _drain(self) -> None:
-        deadline = Deadline.after(_LAST_WORDS)
-        while self._failure is None:
-            self._receive(deadline)
+    def _hear_last_words(self) -> None:
+        """The host may have said why before it closed: that is the better error, whoever receives it."""
+        deadline = Deadline.after(LAST_WORDS)
+        with self._changed:
+            while self._receiver and self._failure is None and not deadline.expired:
+                self._changed.wait(deadline.remaining)
+        if not self._take_role():
+            return
+        try:
+            while self._failure is None:
+                self._receive(deadline)
+        finally:
+            self._leave_role()
 
     def _admit(self, batch: Batch) -> int | None:
         """Register the upcoming operation and give it its sequence, or None if there is no room for it."""
@@ -253,7 +257,7 @@ class Session:
     def _wait(self, batch: Batch, *, hungry: bool) -> None:
         """Return when all of this batch is done, or a ``hungry`` caller has room to send more."""
         with self._changed:
-            while self._receiving:
+            while self._receiver:
                 if self._satisfied(batch, hungry):
                     return
                 self._waiting += 1
@@ -261,7 +265,7 @@ class Session:
                 self._waiting -= 1
             if self._satisfied(batch, hungry):
                 return
-            self._receiving = True
+            self._receiver = get_ident()
         try:
             while not self._satisfied(batch, hungry):
                 self._receive(self._patience())
@@ -308,14 +312,14 @@ class Session:
 
     def _take_role(self) -> bool:
         with self._changed:
-            if self._receiving or self._failure is not None:
+            if self._receiver or self._failure is not None:
                 return False
-            self._receiving = True
+            self._receiver = get_ident()
             return True
 
     def _leave_role(self) -> None:
         with self._changed:
-            self._receiving = False
+            self._receiver = 0
             self._changed.notify_all()
 
     def _receive(self, deadline: Deadline) -> bool:
@@ -392,7 +396,11 @@ class Session:
     def _settle(self) -> None:
         """Wait for the receiver to give up: it must not fill a buffer of a call that has returned."""
         with self._changed:
-            while self._receiving:
+            if self._receiver == get_ident():
+                # Interrupted just after it took the role, or before it could pass it on.
+                self._receiver = 0
+                self._changed.notify_all()
+            while self._receiver:
                 self._changed.wait()
 
     def _check(self) -> None:

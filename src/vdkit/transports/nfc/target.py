@@ -26,6 +26,8 @@ MAX_IN_FLIGHT = 16 << 20
 HELLO_BUFFERS = 4
 #: Bytes that one buffer is a multiple of.
 BUFFER_UNIT = 64 << 10
+#: Seconds that a host that has closed is listened to, for an error it may have sent before.
+LAST_WORDS = 1.0
 #: Bytes that one ``read_many`` should carry.
 IO_BATCH = 8 << 20
 
