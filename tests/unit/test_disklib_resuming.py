@@ -25,6 +25,7 @@ from vdkit.errors import (
     Cancelled,
     ConnectionLost,
     ConnectionRefused,
+    HostFileLocked,
     HostOutOfMemory,
     ProtocolError,
     TicketRefused,
@@ -267,3 +268,71 @@ class Mapped(Flaky):
     def _extents(self, offset: int, length: int) -> Iterator[Extent]:
         self._step()
         yield from self._memory.extents(offset, length)
+
+
+def test_threads_that_waited_for_an_opening_share_its_failure() -> None:
+    """A silent host costs its deadline once in a round, not once for each thread."""
+    host = Host()
+    disk = host.disk(attempts=2, sleep=lambda seconds: None)
+    host.opened[-1].broken = lost()
+    opening, tries = threading.Event(), 0
+    others_wait = threading.Event()
+
+    def silent() -> Flaky:
+        nonlocal tries
+        tries += 1
+        opening.set()
+        assert others_wait.wait(30)
+        raise lost()
+
+    disk._opener = silent
+    ended: list[VixError] = []
+
+    def read() -> None:
+        try:
+            disk._retrying(lambda device: device.read_into(0, bytearray(512)))
+        except VixError as error:
+            ended.append(error)
+
+    class Watched:
+        """The lock of the disk: all four are at it."""
+
+        def __init__(self) -> None:
+            self._lock, self._count, self._mutex = threading.Lock(), 0, threading.Lock()
+
+        def __enter__(self) -> None:
+            with self._mutex:
+                self._count += 1
+                if opening.is_set() and self._count >= 4:
+                    others_wait.set()
+            self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            with self._mutex:
+                self._count -= 1
+            self._lock.release()
+
+    disk._drop(1)
+    disk._lock = Watched()  # type: ignore[assignment]
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    threads[0].start()
+    assert opening.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    disk.close()
+    assert [type(error) for error in ended] == [ConnectionLost] * 4
+    assert len({id(error) for error in ended}) == 4
+    # Two attempts each: without sharing eight.
+    assert tries < 8
+
+
+def test_a_disk_that_its_lost_session_still_holds_is_tried_again() -> None:
+    """Until a host has noticed that a connection is gone; one that was never open is somebody else's."""
+    host = Host([lost()], [None, HostFileLocked("locked"), HostFileLocked("locked")])
+    with host.disk() as disk:
+        disk.read_into(0, bytearray(512))
+        assert disk.reopened == 1
+    with pytest.raises(HostFileLocked):
+        Host(opening=[HostFileLocked("locked")]).disk()

@@ -13,12 +13,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Final, TypeVar
 
 from vdkit.block.device import BaseWritableDevice, BlockDevice, WritableDevice
 from vdkit.block.extent import Extent
 from vdkit.block.workers import CancelToken
-from vdkit.errors import Closed, ConnectFailed, HostError, NotSupported, ProtocolError, VixError
+from vdkit.errors import (
+    Closed,
+    ConnectFailed,
+    HostError,
+    HostFileLocked,
+    NotSupported,
+    ProtocolError,
+    VixError,
+)
 from vdkit.transports.nfc import NfcDisk
 
 T = TypeVar("T")
@@ -64,6 +73,9 @@ class ResumingDisk(BaseWritableDevice):
         self._lock = threading.Lock()
         self._device: BlockDevice | WritableDevice | None = None
         self._generation = 0
+        #: How often opening has failed, and how the last time.
+        self._refusals = 0
+        self._refusal: VixError | None = None
         self._shape: tuple[int, int, int, bool] | None = None
         first = self._retrying(lambda device: device, opening=True)
         super().__init__(
@@ -158,7 +170,9 @@ class ResumingDisk(BaseWritableDevice):
                     raise
             except VixError as error:
                 failures = 1 if _length(todo) < left else failures + 1
-                if not error.retryable:
+                # Until a host has noticed that a connection is gone, its session keeps the disk locked.
+                locked = generation < 0 and not opening and isinstance(error, HostFileLocked)
+                if not (error.retryable or locked):
                     raise
                 if not (isinstance(error, HostError) and self._usable(generation)):
                     self._drop(generation)
@@ -170,17 +184,30 @@ class ResumingDisk(BaseWritableDevice):
 
     def _current(self) -> tuple[BlockDevice | WritableDevice, int]:
         """The open disk and its number; opened here if there is none."""
+        refusals = self._refusals
         with self._lock:
             if self._device is None:
-                device = self._opener()
-                try:
-                    self._same_shape(device)
-                except BaseException:
-                    device.close()
-                    raise
-                self._device = device
+                if self._refusals != refusals and self._refusal is not None:
+                    # Another thread has tried while we waited. If each tried in turn, a silent host would
+                    # cost as many times its deadline as there are threads.
+                    raise copy(self._refusal)
+                self._device = self._open_again()
                 self._generation += 1
             return self._device, self._generation
+
+    def _open_again(self) -> BlockDevice | WritableDevice:
+        try:
+            device = self._opener()
+            try:
+                self._same_shape(device)
+            except BaseException:
+                device.close()
+                raise
+        except VixError as error:
+            self._refusal = error
+            self._refusals += 1
+            raise
+        return device
 
     def _is_held(self, generation: int) -> bool:
         """True if the disk of that number has not been let go."""
