@@ -14,22 +14,22 @@ CompressionName = Literal["none", "zlib", "fastlz", "skipz", "auto"]
 
 #: Bytes of one read or write to a host that is near: as few requests as can be, each costs time at both ends.
 NEAR_REQUEST_SIZE = 1 << 20
-#: The same to a host that is far: small ones come sooner and are spread better over :data:`MAX_IN_FLIGHT`.
-FAR_REQUEST_SIZE = 128 << 10
+#: The same to a host that is far: smaller ones are spread better over :data:`MAX_IN_FLIGHT`.
+FAR_REQUEST_SIZE = 512 << 10
 #: Seconds of a round trip, measured while the session opens, from which on a host is far.
 FAR_SECONDS = 0.002
 #: Requests in flight on one connection.
 DEFAULT_WINDOW = 128
-#: Bytes asked for and not yet come, per disk. A host has about 48 MiB for all its NFC sessions.
-MAX_IN_FLIGHT = 16 << 20
+#: Bytes asked for and not yet come, per disk: half of the 48 MiB that a host has for all its NFC sessions.
+MAX_IN_FLIGHT = 24 << 20
 #: Buffers that HELLO asks for. VMware's own client is used with 4 of up to 2 MiB.
 HELLO_BUFFERS = 4
 #: Bytes that one buffer is a multiple of.
 BUFFER_UNIT = 64 << 10
 #: Seconds that a host that has closed is listened to, for an error it may have sent before.
 LAST_WORDS = 1.0
-#: Bytes that one ``read_many`` should carry.
-IO_BATCH = 8 << 20
+#: Bytes that one ``read_many`` should carry: two of them fill what may be in flight.
+IO_BATCH = MAX_IN_FLIGHT // 2
 
 
 @dataclass(frozen=True, slots=True)
