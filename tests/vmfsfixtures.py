@@ -45,7 +45,12 @@ class Fixture:
         return self.options.six
 
     def open(self) -> Volume:
-        return open_volume([copy_of(device) for device in self.image.devices])
+        devices = []
+        for device in self.image.devices:
+            assert isinstance(device, MemoryDevice)
+            # A device of its own on the same bytes: the volume closes what it has.
+            devices.append(MemoryDevice._on(device._content, name=device.name, writable=False))
+        return open_volume(devices)
 
     def write(self, offset: int, data: bytes) -> None:
         """At an offset of the volume."""

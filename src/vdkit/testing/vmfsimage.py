@@ -185,7 +185,7 @@ class VmfsImage:
         if large_once:
             slots = {i: value for i, value in slots.items() if i // RATIO not in large or i % RATIO == 0}
         body = self._body(length, slots, levels)
-        body.zeroed = sum(block.letter == "z" for block in found)
+        body.zeroed = sum(block.letter in "zp" for block in found)
         body.shared = sum(block.letter == "c" for block in found)
         body.blocks = len(found)
         body.large = len(large)
