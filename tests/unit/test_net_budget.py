@@ -282,6 +282,20 @@ def test_a_leaving_holder_is_not_told_of(budget: HostBudget, clock: Clock) -> No
     lease.close()
 
 
+def test_a_leaving_holder_refuses_nobody(budget: HostBudget, clock: Clock) -> None:
+    """Nor who has no time to wait: there is room in a moment."""
+    budget.path.touch()
+    with budget.path.open("r+b") as leaving:
+        assert try_lock(leaving.fileno(), 0, 0)
+
+        def sleep(seconds: float) -> None:
+            clock.sleep(seconds)
+            unlock(leaving.fileno(), 0, 0)
+
+        budget.lease(wait=0, sleep=sleep, clock=clock).close()
+    assert len(clock.slept) == 1
+
+
 def test_waiting_can_be_cancelled(budget: HostBudget, clock: Clock) -> None:
     held = leases(budget, SMALL.connections, clock)
     cancel = CancelToken()

@@ -50,6 +50,10 @@ DEFAULT_WAIT: Final = 180.0
 PAUSE: Final = 0.1
 #: Seconds after which those who wait are told again.
 TELL_SECONDS: Final = 30.0
+#: Seconds until a file that its last holder takes away is looked for again, and for how long at most when no
+#: time is left: with many coming and going it may happen again and again.
+_BLINK: Final = 0.001
+_MOMENT: Final = 1.0
 #: Seconds without another try after one that found nothing free, doubled each time up to the second number: a
 #: search costs a tenth of a millisecond where many share.
 _REST: Final = 0.005
@@ -236,19 +240,21 @@ class HostBudget:
             try:
                 if slots.enter():
                     return HostLease(slots, self.limits, waited, clock)
+                going = slots.is_going()
                 usage, short = slots.usage(), slots.short_of_memory
+                going = going or slots.is_going()
             except BaseException:
                 slots.close()
                 raise
             slots.close()
-            if waited >= wait:
+            # The last holder of all, leaving, has the whole file for a moment: nothing to tell or to refuse.
+            is_full = not going and (short or usage.connections >= self.limits.connections)
+            if waited >= (wait if is_full else wait + _MOMENT):
                 raise self._refusal(usage, wait, short=short)
-            # The last holder of all, leaving, has the whole file for a moment: nothing to tell.
-            is_full = short or usage.connections >= self.limits.connections
             if is_full and waited - told >= TELL_SECONDS:
                 told = waited
                 self._tell(usage, notify, short=short)
-            pause = min(PAUSE * (0.5 + jitter()), max(wait - waited, 0.001))
+            pause = min(PAUSE * (0.5 + jitter()), max(wait - waited, 0.001)) if is_full else _BLINK
             if cancel is not None:
                 cancel.check()
             sleep(pause)

@@ -33,6 +33,8 @@ from vdkit.net.limits import UNIT, HostLimits
 #: Where the units begin, and the one byte that those lock who have less than their share.
 _UNITS: Final = 1 << 20
 _HUNGRY: Final = 1 << 40
+#: A byte that nobody locks but who locks the whole file, to take it away.
+_LAST: Final = 1 << 41
 _RECORD: Final = struct.Struct("<q")
 #: Largest process id of any Linux.
 _MAX_PID: Final = 1 << 22
@@ -164,6 +166,10 @@ class Slots:
         units = sum(find_lock(self._descriptor, _UNITS + unit, 1) is not None for unit in range(self._count))
         pids = sorted({pid for number in used if (pid := self._signature(number)) is not None})
         return Usage(len(used), units * UNIT, tuple(pids))
+
+    def is_going(self) -> bool:
+        """True while the last holder takes the file away: it has all of it for a moment."""
+        return find_lock(self._descriptor, _LAST, 1) is not None or not self._still_there()
 
     def _is_used(self, number: int) -> bool:
         return find_lock(self._descriptor, number * _RECORD.size, _RECORD.size) is not None
