@@ -139,6 +139,19 @@ def test_what_is_wrong_is_refused_by_key_and_line(text: str, said: tuple[str, ..
         ("[host]\nhosts = 2\n", "only a vCenter has several hosts"),
         ('[host]\npersonality = "vcenter"\nhosts = 0\n', "0 ESXi hosts"),
         ('[[machine]]\nname = "a"\n[[machine.disk]]\ncopy = "none.raw"\n', "none.raw"),
+        # A single host has another name, so that this would make nothing go wrong.
+        (
+            '[host]\npersonality = "vcenter"\n[faults]\nhosts_in_maintenance = ["esx1.localdomain"]\n',
+            "no ESXi host 'esx1.localdomain'; those that there are: localhost.localdomain",
+        ),
+        (
+            '[host]\npersonality = "vcenter"\nhosts = 2\n[faults]\nnfc_memory_limits = { esx1 = 4096 }\n',
+            "faults.nfc_memory_limits: there is no ESXi host 'esx1'",
+        ),
+        (
+            '[[machine]]\nname = "a"\n[faults]\nrelocating = ["b"]\n',
+            "no machine 'b'; those that there are: a",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_refused(text: str, said: str, tmp_path: Path) -> None:

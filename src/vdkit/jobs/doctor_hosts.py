@@ -199,8 +199,9 @@ def _ports(
         if host.runs_it and ticket is not None:
             wanted.append(_Port(host, ticket.host, ticket.port, ticket.thumbprint, data=True))
         else:
+            # Without a ticket the port is a guess, and a backup does not come so far.
             port = ticket.port if ticket is not None else DATA_PORT
-            wanted.append(_Port(host, host.address, port, None, data=True))
+            wanted.append(_Port(host, host.address, port, None, data=True, guess=ticket is None))
     answers: dict[int, list[Finding]] = {}
     direct = not session.about.is_vcenter
     todo = list(enumerate(wanted))
@@ -224,9 +225,18 @@ def _ports(
 class _Port:
     """One port of a host: ``data`` is the port of the disks, ``expected`` a SHA-1 thumbprint."""
 
-    def __init__(self, host: EsxHost, address: str, port: int, expected: str | None, *, data: bool) -> None:
+    def __init__(
+        self,
+        host: EsxHost,
+        address: str,
+        port: int,
+        expected: str | None,
+        *,
+        data: bool,
+        guess: bool = False,
+    ) -> None:
         self._host, self._address, self._port = host, address, port
-        self._expected, self._data = expected, data
+        self._expected, self._data, self._guess = expected, data, guess
 
     def look(self, probe: Probe, now: datetime, timeout: float, *, direct: bool) -> Iterator[Finding]:
         check = "host.data-port" if self._data else "host.management-port"
@@ -253,6 +263,8 @@ class _Port:
             return note(check, what, text)
         if self._host.runs_it:
             text = f"the disks cannot be read from here: {error.message}"
+            if self._guess:
+                return warning(check, what, text, error.remedy)
             return problem(check, what, text, error.remedy, error.exit_code)
         text = f"the disks cannot be read once the machine runs there: {error.message}"
         return warning(check, what, text, error.remedy)

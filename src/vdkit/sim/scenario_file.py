@@ -43,6 +43,8 @@ from vdkit.sim.snapshot import DiskSpec, MachineConfig
 #: Bytes of a file; machines that it makes.
 MAX_FILE = 1 << 20
 MAX_MACHINES = 5_000
+#: Names that an error lists.
+_NAMED = 5
 #: A pattern fills every second block of this many bytes.
 PATTERN_BLOCK = 64 << 10
 
@@ -154,6 +156,7 @@ class ScenarioFile:
         )
         try:
             self._fill(inventory, folders)
+            self._check_names(inventory)
         except BaseException:
             inventory.close()
             raise
@@ -172,6 +175,24 @@ class ScenarioFile:
                     _Maker(inventory, self.path.parent, machine).make(name)
             except ModelFault as fault:
                 raise UsageError(f"{self.path}: machine[{number}] ({machine.name}): {fault}") from fault
+
+    def _check_names(self, inventory: Inventory) -> None:
+        """A fault of something that is not there would never come, and nobody would know."""
+        hosts = [host.name for host in inventory.places.hosts]
+        machines = [machine.name for machine in inventory.machines]
+        faults = self.faults
+        for key, named, known, what in (
+            ("hosts_in_maintenance", faults.hosts_in_maintenance, hosts, "ESXi host"),
+            ("hosts_disconnected", faults.hosts_disconnected, hosts, "ESXi host"),
+            ("nfc_memory_limits", frozenset(faults.nfc_memory_limits), hosts, "ESXi host"),
+            ("relocating", faults.relocating, machines, "machine"),
+        ):
+            for name in sorted(named - set(known)):
+                there = ", ".join(known[:_NAMED]) + ("..." if len(known) > _NAMED else "")
+                raise UsageError(
+                    f"{self.path}: faults.{key}: there is no {what} {name!r}",
+                    remedy=f"those that there are: {there or 'none'}",
+                )
 
     def _datastore(self, table: DatastoreTable) -> Datastore:
         if table.folder is None:
