@@ -94,7 +94,7 @@ def test_the_client_reads_through_a_host_that_counts() -> None:
                 disk.write_from(512, b"x" * 512)
                 disk.write_from(512, content[512:1024])
         assert 256 * KIB <= server.ledger.memory_peak <= 48 * MIB
-        assert server.ledger.memory_total == 2 * len(content)
+        assert server.ledger.memory_total == 2 * (len(content) + 2 * 512)
 
 
 def test_a_session_whose_buffers_do_not_fit_is_refused_as_a_request_is() -> None:
@@ -137,3 +137,23 @@ def test_our_client_says_that_there_was_no_room() -> None:
     with served(limits=Limits(connections=0)) as server, pytest.raises((TransportError, HostError)) as caught:
         open_nfc(target(server))
     assert "too many connections" in str(caught.value)
+
+
+def test_writes_hold_memory_until_they_are_answered() -> None:
+    """One that does not fit is refused whole; what a broken session had begun is given back."""
+    office = Office(bytes(MIB))
+    with served(office, limits=Limits(memory=256 * KIB)) as server:
+        with open_nfc(target(server), writable=True, request_size=128 * KIB, buffer_size=64 * KIB) as disk:
+            disk.write_from(0, bytes(range(256)) * (4 * KIB))
+        assert server.ledger.memory_total == MIB
+        assert server.ledger.memory == 0 < server.ledger.memory_peak
+        with (
+            open_nfc(
+                target(server), writable=True, request_size=512 * KIB, buffer_size=64 * KIB, adapt=False
+            ) as disk,
+            pytest.raises(HostError, match="Failed to allocate"),
+        ):
+            disk.write_from(0, bytes(512 * KIB))
+        assert server.ledger.memory_refused
+        assert server.ledger.memory == 0
+    assert office.content() == bytes(range(256)) * (4 * KIB)

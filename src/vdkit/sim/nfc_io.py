@@ -9,6 +9,7 @@ from vdkit.errors import ProtocolError, VixError
 from vdkit.net.deadline import Deadline
 from vdkit.net.stream import Stream
 from vdkit.sim.nfc_faults import NfcFaults
+from vdkit.sim.nfc_ledger import Ledger
 from vdkit.sim.nfc_outlet import Outlet
 from vdkit.sim.nfc_spoil import Chunk, spoiled
 from vdkit.sim.ports import CODE_DENIED, CODE_DISK, CODE_NO_MEMORY
@@ -143,9 +144,15 @@ class Reads:
 
 
 class Writes:
-    """Takes the fragments of writes; the reply goes out when the last one has been written."""
+    """Takes the fragments of writes; the reply goes out when the last one has been written.
 
-    def __init__(self, stream: Stream, outlet: Outlet, faults: NfcFaults) -> None:
+    A write holds its memory in the ``ledger`` (None: not counted) from its first fragment until then.
+    """
+
+    def __init__(
+        self, stream: Stream, outlet: Outlet, faults: NfcFaults, ledger: Ledger | None = None
+    ) -> None:
+        self._ledger = ledger
         self._stream = stream
         self._outlet = outlet
         self._faults = faults
@@ -172,12 +179,13 @@ class Writes:
         try:
             self._write(device, fragment, wire)
         except IoError:
-            self._open[sequence] = None
-            self._forget(sequence, fragment)
+            self._refuse(sequence, fragment)
+            self._give(assembly)
             raise
         assembly.note(fragment.start, fragment.length)
         if assembly.complete:
             del self._open[sequence]
+            self._give(assembly)
             total = self._faults.write_reply_total
             self._reply(sequence, fragment.total if total is None else total)
 
@@ -186,8 +194,26 @@ class Writes:
             if len(self._open) >= MAX_OPEN_WRITES:
                 raise ProtocolError(f"{self._stream.peer}: more than {MAX_OPEN_WRITES} unfinished writes")
             bounded(fragment.total, MAX_SERVED_REQUEST, "a write")
+            if self._ledger is not None and not self._ledger.take(fragment.total):
+                self._refuse(sequence, fragment)
+                raise no_memory(fragment.total)
             self._open[sequence] = Assembly(Direction.WRITE, fragment.offset, fragment.total)
         return self._open[sequence]
+
+    def _give(self, assembly: Assembly) -> None:
+        if self._ledger is not None:
+            self._ledger.give(assembly.total)
+
+    def close(self) -> None:
+        """The session has ended, whatever had come."""
+        for assembly in self._open.values():
+            if assembly is not None:
+                self._give(assembly)
+        self._open.clear()
+
+    def _refuse(self, sequence: int, fragment: Io) -> None:
+        self._open[sequence] = None
+        self._forget(sequence, fragment)
 
     def _forget(self, sequence: int, fragment: Io) -> None:
         """Clients send fragments in order, so a refused write is over with its last one."""

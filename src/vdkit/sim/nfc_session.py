@@ -67,7 +67,7 @@ class DiskSession:
         self._disks: dict[int, tuple[str, BlockDevice]] = {}
         self._next_handle = _FIRST_HANDLE
         self._reads = Reads(outlet, faults, self._intake.look_ahead if ledger.counting else None)
-        self._writes = Writes(stream, outlet, faults)
+        self._writes = Writes(stream, outlet, faults, ledger if ledger.counting else None)
         self._waiting: list[tuple[Record, Io]] = []
         self._collects = faults.newest_first or faults.chunks_shuffled is not None
         self._random = random.Random(faults.chunks_shuffled)
@@ -79,6 +79,7 @@ class DiskSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._intake.close()
+        self._writes.close()
         while self._disks:
             _, (path, device) = self._disks.popitem()
             try:
