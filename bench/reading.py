@@ -38,6 +38,7 @@ def read_job(
     mode: Mode,
     *,
     window: int = DEFAULT_WINDOW,
+    request_size: int | None = None,
     compression: CompressionName = "none",
     sink: type[Null] = Null,
     ranges: RangeSet | None = None,
@@ -45,7 +46,9 @@ def read_job(
     """Connecting does not count."""
 
     def run() -> Run:
-        with open_nfc(target, mode=mode, window=window, compression=compression) as disk:
+        with open_nfc(
+            target, mode=mode, window=window, request_size=request_size, compression=compression
+        ) as disk:
             return read_all(disk, sink, ranges)
 
     return Job(name, run)
