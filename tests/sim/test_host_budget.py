@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -18,15 +19,20 @@ import pytest
 from budget_reader import MIB, USED, hash_of, opened
 from simulated_login import logged_in, one_line, the_machine
 
+from vdkit.backup import Repository
+from vdkit.block.local import FolderStore
 from vdkit.block.workers import CancelToken, WorkerScope
-from vdkit.disklib.remote import Retry
+from vdkit.disklib.remote import Retry, Turn
 from vdkit.errors import Cancelled, TooManyConnections, VixError
+from vdkit.jobs.backup import backup_machine
+from vdkit.jobs.observer import SilentObserver
 from vdkit.net.budget import HostBudget, HostBudgets
 from vdkit.net.limits import HostLimits, limits_of
 from vdkit.sim.clock import ManualClock
 from vdkit.sim.host import SimulatedHost
 from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.sim.scenario import Scenario
+from vdkit.sim.snapshot import DiskSpec
 from vdkit.testing.fixtures import HostFactory
 from vdkit.transports.nfc import Timeouts
 from vdkit.vsphere.inventory import list_machines
@@ -262,6 +268,53 @@ def test_a_backup_says_why_it_waits(simulated_host: SimulatedHost, folder: Path,
     [told] = [line for line in lines if "waiting" in line]
     assert f"{simulated_host.host}:{simulated_host.nfc_port}: waiting for a connection" in told
     assert f"(pid {os.getpid()})" in told
+
+
+def test_a_backup_waits_before_its_snapshot_and_once_for_all_disks(
+    simulated_host_factory: HostFactory, folder: Path, tmp_path: Path
+) -> None:
+    """What waits under a snapshot lets it grow, for an hour; and the next disk would wait again."""
+    host = simulated_host_factory(machines=0)
+    host.inventory.create_machine("vm1", "datastore1", [DiskSpec(capacity=MIB)] * 2)
+    budgets = HostBudgets(folder=folder, connections=1)
+    budget = budget_of(host, budgets)
+    held, rivals, told = budget.lease(), [], []
+
+    class Watch(SilentObserver):
+        def note(self, text: str) -> None:
+            if "waiting for a connection" in text:
+                told.append(list(host.machine("vm1").snapshots()))
+                held.close()
+
+        def step(self, text: str) -> None:
+            with suppress(TooManyConnections):
+                if told and "removing" not in text:
+                    rivals.append(budget.lease(wait=0))
+
+    with logged_in(host) as session:
+        result = backup_machine(
+            session, "vm1", Repository.create(FolderStore(tmp_path)), Watch(), budget=budgets
+        )
+    assert sorted(result.modes) == [2000, 2001]
+    assert told == [[]]
+    assert rivals == []
+
+
+def test_a_place_at_another_host_is_let_go_before_one_there_is_waited_for(folder: Path) -> None:
+    budget = HostBudget("a:902", "vpxa", HostLimits(MEMORY, 1), folder / "a")
+    turn = Turn()
+    turn._lease, turn._path = budget.lease(wait=0), budget.path
+    with turn:
+        lent = turn.lend(budget.path)
+        assert lent is not None
+        assert turn.lend(budget.path) is None, "one disk at a time"
+        assert lent.take(lent.floor)
+        lent.give(lent.floor)
+        lent.close()
+        lent.close()
+        assert not lent.take(1)
+        assert turn.lend(folder / "b") is None
+        budget.lease(wait=0).close()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """Back up one virtual machine: snapshot, changed blocks, read, commit, remove the snapshot.
 
-The order loses nothing: on a vCenter the machine's files are kept where they are first of all; change ids are
-taken from the snapshot whose data are read (never from the running machine), the changes are asked for before
-the snapshot goes, it must still be there when all has been read, and the point is complete before it is
-removed; then the machine may be moved again.
-Whatever ends the run earlier leaves the repository as it was; a snapshot that could not be removed is found
-by the next run, because its description names the repository and the point.
+The order loses nothing: on a vCenter the machine's files are kept where they are first of all; a place at the
+host is waited for before there is a snapshot that would grow meanwhile; change ids are taken from the
+snapshot whose data are read (never from the running machine), the changes are asked for before the snapshot
+goes, it must still be there when all has been read, and the point is complete before it is removed; then the
+machine may be moved again. Whatever ends the run earlier leaves the repository as it was; a snapshot that
+could not be removed is found by the next run, because its description names the repository and the point.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
+from typing import Final, get_args
 
 from vdkit.backup import (
     Consistency,
@@ -40,12 +40,12 @@ from vdkit.block.device import BlockDevice
 from vdkit.block.extent import RangeSet
 from vdkit.block.workers import CancelToken
 from vdkit.disklib.modes import Opened, choose_modes, open_in_modes, subject_of
-from vdkit.disklib.remote import open_remote
+from vdkit.disklib.remote import Turn, open_remote
 from vdkit.errors import ChangeTrackingError, NotSupported, SnapshotFailed, TrackingOff, VixError
 from vdkit.jobs.hardware import facts_of
 from vdkit.jobs.observer import Observer, retry_told_to
 from vdkit.net.budget import HostBudgets
-from vdkit.transports.nfc import CompressionName
+from vdkit.transports.nfc import CompressionName, Mode
 from vdkit.vsphere import access, inventory, snapshots, tracking
 from vdkit.vsphere.model import Tracking, VirtualDisk, VirtualMachine
 from vdkit.vsphere.session import Session
@@ -97,35 +97,30 @@ def backup_machine(
     """
     choose_modes(modes)  # a list that cannot work is told before anything is done
     vm = inventory.find_machine(session, machine)
-    if vm.instance_uuid is None:
-        raise NotSupported(
-            f"{session.where}: {vm.name} ({vm.moref}) has no instance UUID to file its points under"
-        )
-    if vm.template:  # told before its configuration is touched
-        raise SnapshotFailed(
-            f"{session.where}: {vm.name} ({vm.moref}) is a template: no snapshot can be made of it",
-            remedy="convert it to a machine for the backup; the Python library opens its disks as they are",
-        )
-    identity = VmIdentity(vm.name, vm.instance_uuid.lower())
+    identity = _identity(session, vm)
     with begin_point(repository, identity, notice=observer.note) as writer:
         run = f"{repository.id}.{writer.id}"
         result: BackupResult | None = None
         try:
-            with _files_kept(session, vm, repository, observer, access_lock=access_lock, cancel=cancel):
+            with (
+                _files_kept(session, vm, repository, observer, access_lock=access_lock, cancel=cancel),
+                Turn() as turn,
+            ):
                 _remove_leftovers(session, vm, repository, observer)
                 if enable_tracking:
                     vm = _enable_tracking(session, vm, run, observer)
-                reader = partial(
-                    open_remote,
+                reader = _reader(
                     session,
                     vm,
+                    observer,
+                    turn,
+                    modes,
                     compression=compression,
                     budget=budget,
-                    retry=retry_told_to(observer, sleep),
                     cancel=cancel,
+                    sleep=sleep,
                 )
-                open_disk = partial(_open_disk, vm, modes, reader)
-                backup = _Run(session, vm, repository, writer, open_disk, observer, level, on_reset, cancel)
+                backup = _Run(session, vm, repository, writer, reader, observer, level, on_reset, cancel)
                 result = backup.under_snapshot(
                     run,
                     quiesce=quiesce,
@@ -141,16 +136,58 @@ def backup_machine(
         return result
 
 
+def _identity(session: Session, vm: VirtualMachine) -> VmIdentity:
+    """Under what its points are filed, if points can be made of it at all."""
+    if vm.instance_uuid is None:
+        raise NotSupported(
+            f"{session.where}: {vm.name} ({vm.moref}) has no instance UUID to file its points under"
+        )
+    if vm.template:  # told before its configuration is touched
+        raise SnapshotFailed(
+            f"{session.where}: {vm.name} ({vm.moref}) is a template: no snapshot can be made of it",
+            remedy="convert it to a machine for the backup; the Python library opens its disks as they are",
+        )
+    return VmIdentity(vm.name, vm.instance_uuid.lower())
+
+
 def access_identity(repository_id: str) -> str:
     """Under what name backups into a repository disable relocation; vdkit cleanup ends it by this name."""
     return f"vdkit {repository_id}"
 
 
-def _open_disk(
-    vm: VirtualMachine, modes: str | None, reader: Callable[..., BlockDevice], disk: VirtualDisk
-) -> Opened[BlockDevice]:
-    subject = subject_of(vm, disk.file, disk=disk)
-    return open_in_modes(modes, subject, lambda mode: reader(disk.file, mode=mode))
+def _reader(
+    session: Session,
+    vm: VirtualMachine,
+    observer: Observer,
+    turn: Turn,
+    modes: str | None,
+    *,
+    compression: CompressionName,
+    budget: HostBudgets | None,
+    cancel: CancelToken | None,
+    sleep: Callable[[float], None],
+) -> Callable[[VirtualDisk], Opened[BlockDevice]]:
+    """What opens the disks of the machine, once there is a place for them at the host."""
+    retry = retry_told_to(observer, sleep)
+    if choose_modes(modes).mode in get_args(Mode):
+        turn.wait(session, vm, budget=budget, retry=retry, cancel=cancel)
+
+    def opened(disk: VirtualDisk) -> Opened[BlockDevice]:
+        remote = partial(
+            open_remote,
+            session,
+            vm,
+            disk.file,
+            compression=compression,
+            budget=budget,
+            turn=turn,
+            retry=retry,
+            cancel=cancel,
+        )
+        subject = subject_of(vm, disk.file, disk=disk)
+        return open_in_modes(modes, subject, lambda mode: remote(mode=mode))
+
+    return opened
 
 
 class _Run:
