@@ -115,20 +115,38 @@ class Slots:
         while len(got) < count and tried < span:
             if position >= self._count:
                 position = self._first_common
-            if position not in self._held and position not in got:
-                if try_lock(self._descriptor, _UNITS + position, 1):
-                    got.append(position)
-                elif (found := find_lock(self._descriptor, _UNITS + position, 1)) is not None:
-                    # Neighbours that one holder has are one lock: a step over all of them.
-                    skipped = max(1, min(found[1] - _UNITS, self._count) - position)
-                    position, tried = position + skipped, tried + skipped
-                    continue
-            position, tried = position + 1, tried + 1
+            run = self._run(position, min(count - len(got), span - tried), got)
+            if not run:
+                step = 1
+            elif taken := self._lock_run(position, run):
+                got += range(position, position + taken)
+                step = taken
+            elif (found := find_lock(self._descriptor, _UNITS + position, 1)) is not None:
+                # Neighbours that one holder has are one lock: a step over all of them.
+                step = max(1, min(found[1] - _UNITS, self._count) - position)
+            else:
+                step = 1
+            position, tried = position + step, tried + step
         if len(got) < count:
             self._unlock(got)
             return False
         self._held.update(dict.fromkeys(got))
         return True
+
+    def _run(self, position: int, most: int, got: Sequence[int]) -> int:
+        """How many units from ``position`` on, up to ``most``, are not ours already."""
+        run = 0
+        while run < most and position + run < self._count:
+            if position + run in self._held or position + run in got:
+                break
+            run += 1
+        return run
+
+    def _lock_run(self, position: int, run: int) -> int:
+        """Lock neighbours in one call if they are free, else one alone; how many it got."""
+        if try_lock(self._descriptor, _UNITS + position, run):
+            return run
+        return int(run > 1 and try_lock(self._descriptor, _UNITS + position, 1))
 
     def give(self, count: int) -> None:
         """Let go of that many units; they are where the next search begins."""
@@ -138,8 +156,13 @@ class Slots:
             self._next = min(gone)
 
     def _unlock(self, units: Sequence[int]) -> None:
-        for unit in units:
-            unlock(self._descriptor, _UNITS + unit, 1)
+        """Neighbours in one call."""
+        ordered = sorted(units)
+        start = 0
+        for index, unit in enumerate(ordered):
+            if index + 1 == len(ordered) or ordered[index + 1] != unit + 1:
+                unlock(self._descriptor, _UNITS + ordered[start], index + 1 - start)
+                start = index + 1
 
     # -- those who have little -------------------------------------------------------------------
 
