@@ -20,7 +20,7 @@ import atheris
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-with atheris.instrument_imports(include=["vdkit.vmdk", "vdkit.block", "vdkit.wire.nfc"]):
+with atheris.instrument_imports(include=["vdkit.vmdk", "vdkit.block", "vdkit.wire.nfc", "vdkit.vmfs"]):
     import targets
 
 

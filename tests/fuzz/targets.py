@@ -8,10 +8,14 @@ bounded, and what was accepted must be consistent.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np  # noqa: F401  now, so that its memory is not taken for an input's
+
 import smallimages
+import vmfsfixtures
 from vdkit.block.device import BlockDevice
 from vdkit.block.extent import ExtentKind
 from vdkit.block.memory import MemoryDevice, MemoryStore
@@ -22,6 +26,7 @@ from vdkit.vmdk.descriptor import Descriptor
 from vdkit.vmdk.encoding import codec, decode, detect, encode
 from vdkit.vmdk.extentline import is_extent_line, parse_extent_line
 from vdkit.vmdk.names import Place, extent_place, parent_place
+from vdkit.vmfs import FileType, check_file, open_volume
 from vdkit.wire.nfc import codecs
 
 #: Largest input: what is longer is no more interesting.
@@ -352,6 +357,33 @@ def compressed(data: bytes) -> None:
     assert again == plain, "what was written is read otherwise"
 
 
+def vmfs(data: bytes) -> None:
+    """A byte for the version, then patches on a volume of ours: see :func:`vmfsfixtures.patched`."""
+    device = vmfsfixtures.patched(data)
+    reads = 0
+    plain = device._read_into
+
+    def counted(offset: int, view: memoryview) -> None:
+        nonlocal reads
+        reads += 1
+        assert reads < MAX_READS, f"{reads} reads"
+        plain(offset, view)
+
+    device._read_into = counted  # type: ignore[method-assign]
+    try:
+        volume = open_volume([device])
+    except VixError:
+        return
+    with volume:
+        _run(lambda: volume.resolve("link", follow=True))
+        walked: list[Any] = []
+        _run(lambda: walked.extend(itertools.islice(volume.walk(), 64)))
+        for path, found in walked:
+            if found.type is not FileType.DIRECTORY and found.length <= 1 << 33:
+                _run(lambda p=path, d=found: check_file(volume, d, p))  # type: ignore[misc]
+            _run(lambda p=path, d=found: look(volume.file(d, p)))  # type: ignore[misc]
+
+
 TARGETS: dict[str, Target] = {
     "descriptor": descriptor,
     "extent_line": extent_line,
@@ -367,6 +399,7 @@ TARGETS: dict[str, Target] = {
     "check": check,
     "repair": repair,
     "compressed": compressed,
+    "vmfs": vmfs,
 }
 
 
@@ -419,6 +452,7 @@ def seeds() -> dict[str, Sequence[bytes]]:
             for code in range(4)
             for plain in (bytes(600), b"fast and simple " * 40 + bytes(range(256)) + bytes(9000))
         ],
+        "vmfs": vmfsfixtures.patch_seeds(),
         "chain": [
             SEPARATOR.join([child, base]),
             SEPARATOR.join([text("custom", flat, 'RW 16 SPARSE "1.vmdk"'), smallimages.sparse()]),

@@ -36,6 +36,8 @@ def check_file(volume: Volume, descriptor: Descriptor, path: str) -> Checked:
     found = _Counts(descriptor.block_size, sizes)
     for run in volume.blocks(descriptor, path).runs(0, descriptor.length):
         found.add(run)
+        if found.allocated > volume.device.capacity:
+            return Checked(found.count, sizes, found.shared, ("it has more blocks than its volume",))
     problems = list(found.differences(descriptor))
     if found.count > MAX_CHECKED:
         problems.append(f"its map has {found.count} runs, too many to compare with each other")
@@ -55,6 +57,10 @@ class _Counts:
         self.shared = 0
         self._blocks = dict.fromkeys(State, 0)
         self._shared_blocks = 0
+
+    @property
+    def allocated(self) -> int:
+        return sum(self._sizes.values()) - self._sizes[State.HOLE.value]
 
     def add(self, run: Run) -> None:
         self.count += 1

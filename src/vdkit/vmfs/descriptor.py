@@ -16,8 +16,8 @@ from vdkit.errors import CorruptDisk, UnsupportedVersion
 from vdkit.vmfs.superblock import Superblock
 
 _LOCK_TYPE: Final = 0x10C00001
-#: Bytes of the largest file that two levels of addresses reach, and more.
-MAX_LENGTH: Final = 1 << 55
+#: Bytes of the largest file that VMFS takes: its map has no more entries than can be walked.
+MAX_LENGTH: Final = 1 << 46
 
 
 class FileType(IntEnum):
