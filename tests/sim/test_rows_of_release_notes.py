@@ -11,11 +11,13 @@ from job_helpers import Guest, Listener, new_repository, session_of
 from vdkit.disklib.connection import ConnectParams, connect
 from vdkit.disklib.constants import DiskType
 from vdkit.disklib.hosted import CreateParams
+from vdkit.errors import HostError, VixError
 from vdkit.jobs.backup import backup_machine
 from vdkit.jobs.restore import restore_machine
 from vdkit.net.secret import Secret
 from vdkit.net.trust import Trust
 from vdkit.sim.host import SimulatedHost
+from vdkit.sim.nfc_faults import NfcFaults
 from vdkit.sim.scenario import Scenario
 from vdkit.testing.fixtures import HostFactory
 from vdkit.vsphere.inventory import find_machine
@@ -72,6 +74,35 @@ def test_row_d7_no_thread_outlives_a_session_over_the_network(simulated_host: Si
                 disk.wait()
                 assert ended == [None]
     assert our_threads() == before
+
+
+def test_row_d11_over_the_network_each_request_ends_with_the_error_it_met(
+    simulated_host_factory: HostFactory,
+) -> None:
+    """An I/O error of an asynchronous request was reported as a cancellation."""
+    bad = ((8 * MIB, 4096),)
+    faults = NfcFaults(read_error_ranges=bad, write_error_ranges=bad)
+    host = simulated_host_factory(scenario=Scenario(nfc=faults))
+    with connect(params(host)) as connection:
+        assert connection.vm is not None
+        with connection.open(connection.vm.disks[0].file, read_only=False) as disk:
+            for writing in (False, True):
+                ended: dict[int, VixError | None] = {}
+                for sector in range(0, 16 * MIB // 512, 2 * MIB // 512):
+
+                    def tell(error: VixError | None, sector: int = sector) -> None:
+                        assert sector not in ended
+                        ended[sector] = error
+
+                    if writing:
+                        disk.write_async(sector, b"x" * 65536, tell)
+                    else:
+                        disk.read_async(sector, 128, bytearray(65536), tell)
+                disk.wait()
+                failed = {sector * 512: error for sector, error in ended.items() if error is not None}
+                assert (len(ended), list(failed)) == (8, [8 * MIB])
+                assert isinstance(failed[8 * MIB], HostError)
+                assert "Input/output error" in str(failed[8 * MIB])
 
 
 def test_row_c3_row_d5_a_restore_makes_no_snapshot(

@@ -150,7 +150,7 @@ def test_what_is_wrong_is_refused_by_key_and_line(text: str, said: tuple[str, ..
         ),
         (
             '[[machine]]\nname = "a"\n[faults]\nrelocating = ["b"]\n',
-            "no machine 'b'; those that there are: a",
+            "no machine 'b'; those that there are",
         ),
     ],
 )

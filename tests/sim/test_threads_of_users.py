@@ -288,13 +288,13 @@ def test_row_22_a_host_that_takes_no_more_connections_is_an_error_or_a_wait(
 def test_row_23_requests_are_of_two_mebibytes_at_most(simulated_host_factory: HostFactory) -> None:
     """containerized-data-importer#3752: larger reads are not faster and keep the memory from others."""
     assert nfc.FAR_REQUEST_SIZE <= nfc.NEAR_REQUEST_SIZE <= 2 * MIB
-    # Reads wait at the host, so that all that is under way at once is there to be counted.
-    host = simulated_host_factory(
-        scenario=Scenario(nfc=NfcFaults(slow_reads=0.02), nfc_memory_limit=64 * MIB)
-    )
+    # Reads wait at the host, so that all that is under way at once is there to be counted. Larger ones are
+    # refused, and with one attempt a refusal is an error.
+    faults = NfcFaults(slow_reads=0.02, no_memory_over=2 * MIB)
+    host = simulated_host_factory(scenario=Scenario(nfc=faults, nfc_memory_limit=64 * MIB))
     with session_of(host) as session:
         connection = connection_of(session, find_machine(session, "vm1"))
-        with connection.open(PATH) as disk:
+        with connection.open(PATH, retry=Retry(attempts=1)) as disk:
             disk.read_into(0, bytearray(48 * MIB))
     assert 0 < host.nfc_memory_peak <= nfc.MAX_IN_FLIGHT
     assert host.nfc_memory_refused == 0
@@ -348,7 +348,9 @@ def test_row_29_without_the_snapshot_the_error_names_those_there_are(simulated_h
                 assert connection.vm is not None
                 with pytest.raises(VixError) as caught:
                     connection.open(connection.vm.disks[0].file)
-            assert "snapshot" in str(caught.value)
+            assert "pass the snapshot" in str(caught.value)
+            assert "(vdkit row 29)" in str(caught.value)
+            assert taken.moref in str(caught.value)
             with connect(params(simulated_host, snapshot=taken.moref)) as connection:
                 assert connection.vm is not None
                 with connection.open(connection.vm.disks[0].file) as disk:
