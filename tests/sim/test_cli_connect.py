@@ -159,3 +159,29 @@ def test_a_cookie_of_the_environment_yields_to_a_user_that_is_named() -> None:
     environment = {"VDKIT_HOST": "vc", "VDKIT_COOKIE": "abc", "VDKIT_THUMBPRINT": "AA" * 32}
     assert Settings(environment).host().cookie is not None
     assert Settings(environment).host(user="root").cookie is None
+
+
+def test_a_password_from_a_file_is_not_printed_by_the_simulated_host(tmp_path: Path) -> None:
+    """One that it makes is; one that somebody keeps in a file may be a real one, and outputs are kept."""
+    secret = tmp_path / "secret"
+    secret.write_text("canary-4711\n")
+    secret.chmod(0o600)
+    (tmp_path / "ds").mkdir()
+    command = [sys.executable, "-m", "vdkit", "sim", "--datastore", "ds", "--listen", "127.0.0.1:0"]
+    for more, printed in (((), True), (("--password-file", "secret"), False)):
+        process = subprocess.Popen(
+            [*command, *more], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        lines: list[str] = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("# ready"):
+                break
+        process.terminate()
+        rest, errors = process.communicate(timeout=30)
+        text = "".join(lines) + rest + errors
+        assert "# ready" in text
+        assert "canary-4711" not in text
+        assert ("\nVDKIT_PASSWORD=" in text) is ("\nGOVC_PASSWORD=" in text) is printed
+        assert (f"VDKIT_PASSWORD_FILE={secret}" in text.replace("'", "")) is not printed

@@ -136,8 +136,8 @@ class Settings:
         if legacy_tls or self._flag("legacy_tls"):
             trust = replace(trust, legacy_tls=True)
             self.warnings.append(
-                f"{name}: TLS 1.0 and 1.1 with weak signatures are allowed for this host (--legacy-tls): "
-                "whoever is in between may read along"
+                f"{name}: TLS 1.0 and 1.1 with weak signatures are allowed for this host, and for those it "
+                "names for disks (--legacy-tls): whoever is in between may read along"
             )
         if cookie:
             return HostSettings(name, port, account or "", None, trust, cookie)
