@@ -10,6 +10,7 @@ from job_helpers import Guest, Listener, new_repository, session_of
 
 from vdkit.disklib.connection import ConnectParams, connect
 from vdkit.disklib.constants import DiskType
+from vdkit.disklib.handle import DiskHandle
 from vdkit.disklib.hosted import CreateParams
 from vdkit.errors import HostError, VixError
 from vdkit.jobs.backup import backup_machine
@@ -87,22 +88,28 @@ def test_row_d11_over_the_network_each_request_ends_with_the_error_it_met(
         assert connection.vm is not None
         with connection.open(connection.vm.disks[0].file, read_only=False) as disk:
             for writing in (False, True):
-                ended: dict[int, VixError | None] = {}
-                for sector in range(0, 16 * MIB // 512, 2 * MIB // 512):
+                ended = _ends_of_requests(disk, writing=writing)
+                assert [offset for offset, error in ended if error is not None] == [8 * MIB]
+                assert sorted(offset for offset, _ in ended) == list(range(0, 16 * MIB, 2 * MIB))
+                (error,) = (error for _, error in ended if error is not None)
+                assert isinstance(error, HostError)
+                assert "Input/output error" in str(error)
 
-                    def tell(error: VixError | None, sector: int = sector) -> None:
-                        assert sector not in ended
-                        ended[sector] = error
 
-                    if writing:
-                        disk.write_async(sector, b"x" * 65536, tell)
-                    else:
-                        disk.read_async(sector, 128, bytearray(65536), tell)
-                disk.wait()
-                failed = {sector * 512: error for sector, error in ended.items() if error is not None}
-                assert (len(ended), list(failed)) == (8, [8 * MIB])
-                assert isinstance(failed[8 * MIB], HostError)
-                assert "Input/output error" in str(failed[8 * MIB])
+def _ends_of_requests(disk: DiskHandle, *, writing: bool) -> list[tuple[int, VixError | None]]:
+    """Offset and error of each completion, of requests that are all under way together."""
+    ended: list[tuple[int, VixError | None]] = []
+    for offset in range(0, 16 * MIB, 2 * MIB):
+
+        def tell(error: VixError | None, offset: int = offset) -> None:
+            ended.append((offset, error))
+
+        if writing:
+            disk.write_async(offset // 512, b"x" * 65536, tell)
+        else:
+            disk.read_async(offset // 512, 128, bytearray(65536), tell)
+    disk.wait()
+    return ended
 
 
 def test_row_c3_row_d5_a_restore_makes_no_snapshot(
