@@ -67,14 +67,29 @@ def test_a_backup_goes_on_without_the_privilege_and_says_so(center: SimulatedHos
 
 
 def test_a_backup_whose_end_fails_has_its_point_and_a_warning(center: SimulatedHost, tmp_path: Path) -> None:
-    center.scenario.missing_privileges = frozenset({"Global.EnableMethods"})
     repository = new_repository(tmp_path / "repo")
+
+    class Robbed(Listener):
+        def progress(self, what: str, done: int, total: int) -> None:
+            center.scenario.missing_privileges = frozenset({"Global.EnableMethods"})
+
     with session_of(center) as session:
-        result = backup_machine(session, "vm1", repository, Listener())
+        result = backup_machine(session, "vm1", repository, Robbed())
         assert len(repository.points()) == 1
         assert ["stays disabled" in text for text in result.warnings] == [True]
         center.scenario.missing_privileges = frozenset()
         assert backup_machine(session, "vm1", repository, Listener()).warnings == ()
+    assert holders(center) == []
+
+
+def test_a_backup_disables_nothing_that_it_may_not_enable_again(
+    center: SimulatedHost, tmp_path: Path
+) -> None:
+    center.scenario.missing_privileges = frozenset({"Global.EnableMethods"})
+    listener = Listener()
+    with session_of(center) as session:
+        assert backup_machine(session, "vm1", new_repository(tmp_path / "repo"), listener).warnings == ()
+    assert [text for text in listener.warnings if "lacks Global.EnableMethods" in text]
     assert holders(center) == []
 
 

@@ -90,6 +90,8 @@ def account_findings(
     what = f"account at {session.where}"
     if any(disk.encrypted for disk in vm.disks):
         uses = [*uses, Use.ENCRYPTED]
+    if session.about.is_vcenter:  # a backup asks for it, and goes on without
+        uses = [*uses, Use.LOCK]
     try:
         lacking = privileges.missing(session, _targets(session, vm, placed), uses)
     except (NotSupported, NoPrivilege) as error:

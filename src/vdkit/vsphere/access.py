@@ -34,7 +34,7 @@ from vdkit.errors import (
     UsageError,
     VixError,
 )
-from vdkit.vsphere import tasks
+from vdkit.vsphere import privileges, tasks
 from vdkit.vsphere.model import VirtualMachine
 from vdkit.vsphere.properties import Row, of_all, of_one
 from vdkit.vsphere.session import Session
@@ -180,6 +180,7 @@ def access(
     a note, or raised if the block succeeded.
     """
     try:
+        _require_end(session, vm, identity)
         wait_for_access(session, vm, identity, deadline=deadline, cancel=cancel, tell=tell)
     except (NotSupported, NoPrivilege) as error:
         if without is None:
@@ -204,6 +205,18 @@ def access(
             raise type(failure)(
                 _still_disabled(session, vm, identity, failure), remedy=_REMEDY.format(vm=vm.name)
             ) from failure
+
+
+def _require_end(session: Session, vm: VirtualMachine, identity: str) -> None:
+    """Who may disable but not enable would leave the machine so for ever. Raises NoPrivilege."""
+    what, privilege = _allowed(session, vm, identity, "disable"), "Global.EnableMethods"
+    root = privileges.Target(vim.Folder, session.content.rootFolder._GetMoId(), "the root folder")
+    machine = privileges.Target(vim.VirtualMachine, vm.moref, vm.name)
+    if privileges.lacks_everywhere(session, privilege, (root, machine)):
+        raise NoPrivilege(
+            f"{session.where}: {what}: the account lacks {privilege}, so it could not enable it again",
+            remedy=f"ask the administrator to add {privilege} to the role of this account",
+        )
 
 
 def is_relocation_disabled(session: Session, vm: VirtualMachine) -> bool:

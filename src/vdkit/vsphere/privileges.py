@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from vdkit.errors import ControlError, NotSupported
 from vdkit.vsphere.properties import of_one
 from vdkit.vsphere.session import Session
 
@@ -174,6 +175,15 @@ def missing(session: Session, targets: Mapping[On, Sequence[Target]], uses: Coll
                 if privilege not in granted.get(target.moref, frozenset()):
                     found.setdefault((privilege, target.moref), Missing(privilege, need, target))
     return list(found.values())
+
+
+def lacks_everywhere(session: Session, privilege: str, targets: Sequence[Target]) -> bool:
+    """True if the account has the privilege on none of them; False where the server does not tell."""
+    try:
+        granted = _granted(session, targets)
+    except (ControlError, NotSupported):
+        return False
+    return bool(granted) and not any(privilege in held for held in granted.values())
 
 
 def _granted(session: Session, objects: Sequence[Target]) -> dict[str, frozenset[str]]:
