@@ -103,8 +103,7 @@ def run_host(
         password=_given_password(password_file, password_fd),
         folders=tuple(datastore or ()),
     )
-    given = {} if password_file is None else {"VDKIT_PASSWORD_FILE": str(password_file.absolute())}
-    _serve(host, given, power_on=power_on, made=password_file is None and password_fd is None)
+    _serve(host, power_on=power_on, given=password_fd if password_file is None else password_file)
 
 
 def _given_password(file: Path | None, descriptor: int | None) -> Secret | None:
@@ -113,17 +112,18 @@ def _given_password(file: Path | None, descriptor: int | None) -> Secret | None:
     return None if file is None else read_password_file(file)
 
 
-def _serve(host: SimulatedHost, given: dict[str, str], *, power_on: bool, made: bool) -> None:
-    """Run it until a signal says otherwise. Only a password that was made here is printed: one that somebody
-    keeps in a file is not for the output, and that file is named.
+def _serve(host: SimulatedHost, *, power_on: bool, given: Path | int | None) -> None:
+    """Run it until a signal says otherwise. Only a password that was made here is printed: one that was
+    ``given`` in a file or by a descriptor is not for the output, and the file is named.
     """
+    named = {"VDKIT_PASSWORD_FILE": str(given.absolute())} if isinstance(given, Path) else {}
     # Blocked before any thread starts, so that none of them takes the signal away from sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     with host:
         if power_on:
             _power_on(host)
-        for key, value in (host.environment() | given).items():
-            if key.endswith("_PASSWORD") and not made:
+        for key, value in (host.environment() | named).items():
+            if key.endswith("_PASSWORD") and given is not None:
                 continue
             print_text(f"{key}={_quoted(value)}")
         print_text(f"# thumbprint (sha256) {host.thumbprint_sha256}")
