@@ -179,6 +179,37 @@ def test_what_cannot_be_cleaned_is_counted_and_hinders_nothing(
 # -- the command ---------------------------------------------------------------------------------------
 
 
+def test_a_named_run_ends_no_lock_of_a_run_that_may_go_on(session: Session, center: SimulatedHost) -> None:
+    """Both write into one repository, hence disable relocation under one name."""
+    vm = inventory.find_machine(session, "vm1")
+    leave_snapshot(session, "r.1")
+    leave_snapshot(session, "r.2")
+    access.prepare_for_access(session, vm, access_identity("r"))
+    choice = Choice(runs=frozenset({"r.1"}))
+    result = clean_up(session, Listener(), choice=choice, remove=True)
+    assert {item.kind: item.state for item in result.items if item.run is None} == {Kind.ACCESS: State.KEPT}
+    assert (snapshots_left(center), holders(center)) == (["vdkit backup r.2"], [access_identity("r")])
+    clean_up(session, Listener(), choice=Choice(runs=frozenset({"r.2"})), remove=True)
+    assert (snapshots_left(center), holders(center)) == ([], [])
+
+
+def test_nothing_is_consolidated_under_a_snapshot_that_may_be_in_use(
+    session: Session, center: SimulatedHost
+) -> None:
+    machine = center.machine("vm1")
+    machine.remove_snapshot(machine.create_snapshot("old"), consolidate=False)
+    assert machine.consolidation_needed
+    machine.create_snapshot("vdkit backup", snapshots.tag("other.1"))
+    result = clean_up(session, Listener(), remove=True)
+    assert {item.kind: item.state for item in result.items} == {
+        Kind.SNAPSHOT: State.KEPT,
+        Kind.CONSOLIDATION: State.KEPT,
+    }
+    assert machine.consolidation_needed
+    result = clean_up(session, Listener(), choice=Choice(older_than=0.0), remove=True)
+    assert (result.cleaned, result.remaining, machine.consolidation_needed) == (1, 0, False)
+
+
 def _command(host: SimulatedHost, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "vdkit", *arguments],

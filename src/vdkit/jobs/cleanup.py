@@ -182,6 +182,7 @@ class _Machine:
         self._observer, self._now = observer, now
         self._is_fixed, self._remove = is_fixed, remove
         self._seen_runs: list[str] = []
+        self._in_use = False
 
     def run(self) -> list[Leftover]:
         with _locks(self._choice.repositories, self._vm, self._observer, hold=self._remove) as locked:
@@ -210,7 +211,9 @@ class _Machine:
         """Youngest first: so no snapshot is merged into one that goes next."""
         found = snapshots.find_leftovers(self._session, self._vm)
         self._seen_runs = [run for one in found if (run := snapshots.run_of(one)) is not None]
-        return [(self._judge(one, locked), self._remover(one)) for one in reversed(found)]
+        judged = [(self._judge(one, locked), self._remover(one)) for one in reversed(found)]
+        self._in_use = any(item.state is State.KEPT for item, _ in judged)
+        return judged
 
     def _remover(self, snapshot: Snapshot) -> Callable[[], None]:
         return lambda: snapshots.remove(self._session, self._vm, snapshot.moref, tell=self._observer.note)
@@ -243,9 +246,11 @@ class _Machine:
     def _consolidation(self, locked: Collection[str]) -> list[tuple[Leftover, Callable[[], None]]]:
         if self._choice.runs or not consolidation.is_outstanding(self._session, self._vm):
             return []
-        busy = bool(locked)
-        state = State.KEPT if busy else State.REMAINS
-        reason = "a backup of the machine is running" if busy else "the host says that it is needed"
+        state, reason = State.REMAINS, "the host says that it is needed"
+        if locked:
+            state, reason = State.KEPT, "a backup of the machine is running"
+        elif self._in_use:
+            state, reason = State.KEPT, "a backup of the machine may be running: it has a snapshot"
         item = self._item(Kind.CONSOLIDATION, "disks that wait for consolidation", state, reason)
         tell = self._observer.note
         return [(item, lambda: consolidation.settle(self._session, self._vm, tell=tell))]
@@ -262,7 +267,10 @@ class _Machine:
             state, reason = State.KEPT, "a backup of the machine is running"
             return [(self._item(Kind.ACCESS, what, state, reason), lambda: None)]
         certain = [one.id for one in self._choice.repositories]
-        certain += [_repository_of(run) for run in self._seen_runs if run in self._choice.runs]
+        # Another run into the same repository may be going on, under the same identity.
+        asked = {_repository_of(run) for run in self._seen_runs if run not in self._choice.runs}
+        named = [_repository_of(run) for run in self._seen_runs if run in self._choice.runs]
+        certain += [one for one in named if one not in asked]
         identities = [*self._choice.identities, *(access_identity(one) for one in dict.fromkeys(certain))]
         if not identities:
             reason = "vCenter does not tell by whom: name the repository or the identity"
