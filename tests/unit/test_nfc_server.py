@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from nfctools import PATH, TICKET, Office, certificate, served, target
-from vdkit.errors import ConnectionLost, VixError
+from vdkit.errors import ConnectionLost, ProtocolError, TrustError, VixError
 from vdkit.net.connect import connect
 from vdkit.net.deadline import Deadline
 from vdkit.net.stream import SocketStream, Stream
@@ -252,3 +252,13 @@ def test_the_size_of_requests_follows_the_distance(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(nfc, "FAR_SECONDS", 60.0)
         with nfc.open_nfc(target(server)) as disk:
             assert disk.request_size == disk.fragment_size == nfc.NEAR_REQUEST_SIZE
+
+
+def test_the_pin_of_a_ticket_may_be_of_either_kind_and_nonsense_is_the_hosts_doing() -> None:
+    with served(Office(CONTENT)) as server:
+        with nfc.open_nfc(target(server, thumbprint=certificate().sha256)) as disk:
+            assert disk.capacity == len(CONTENT)
+        with pytest.raises(ProtocolError, match=r"127\.0\.0\.1:\d+: the ticket's pin is none"):
+            nfc.open_nfc(target(server, thumbprint="12:34"))
+        with pytest.raises(TrustError):
+            nfc.open_nfc(target(server, thumbprint="AB:" * 31 + "AB"))

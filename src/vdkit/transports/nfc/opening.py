@@ -10,14 +10,17 @@ import secrets
 import string
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from vdkit.errors import (
     ConnectionLost,
     HostError,
     ModeUnavailable,
+    ProtocolError,
     TicketRefused,
     TransportError,
     TrustError,
+    UsageError,
 )
 from vdkit.net.connect import connect, without_zone
 from vdkit.net.deadline import Deadline
@@ -87,7 +90,13 @@ def _trust(target: NfcTarget) -> Trust:
         raise TrustError(
             f"{target.where}: the ticket carries neither a thumbprint nor a certificate to check"
         )
-    return Trust(sha1=target.thumbprint, certificate=target.certificate)
+    try:
+        if not target.thumbprint:
+            return Trust(certificate=target.certificate)
+        return replace(Trust.of_thumbprint(target.thumbprint), certificate=target.certificate)
+    except UsageError as error:
+        # The host's doing, not the caller's.
+        raise ProtocolError(f"{target.where}: the ticket's pin is none: {error.message}") from error
 
 
 def _greet(raw: SocketStream, tls: bool, timeouts: Timeouts) -> Greeting:
