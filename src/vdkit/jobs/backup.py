@@ -98,6 +98,7 @@ def backup_machine(
     choose_modes(modes)  # a list that cannot work is told before anything is done
     vm = inventory.find_machine(session, machine)
     identity = _identity(session, vm)
+    _refuse_hopeless(session, vm, modes)
     with begin_point(repository, identity, notice=observer.note) as writer:
         run = f"{repository.id}.{writer.id}"
         result: BackupResult | None = None
@@ -148,6 +149,22 @@ def _identity(session: Session, vm: VirtualMachine) -> VmIdentity:
             remedy="convert it to a machine for the backup; the Python library opens its disks as they are",
         )
     return VmIdentity(vm.name, vm.instance_uuid.lower())
+
+
+def _refuse_hopeless(session: Session, vm: VirtualMachine, modes: str | None) -> None:
+    """What no snapshot would change is told before there is one."""
+    held = [disk for disk in vm.disks if disk.in_snapshots]
+    if not held:
+        raise _no_disk(session, vm)
+    for disk in held:
+        choose_modes(modes, subject_of(vm, disk.file, disk=disk))
+
+
+def _no_disk(session: Session, vm: VirtualMachine) -> SnapshotFailed:
+    return SnapshotFailed(
+        f"{session.where}: {vm.name} ({vm.moref}) has no disk that a snapshot can hold",
+        remedy="independent disks and physical raw device mappings cannot be backed up this way",
+    )
 
 
 def access_identity(repository_id: str) -> str:
@@ -262,10 +279,7 @@ class _Run:
     def _skipped(self, disks: Mapping[int, VirtualDisk]) -> tuple[str, ...]:
         missing = [d for d in self._vm.disks if d.key not in disks or not disks[d.key].in_snapshots]
         if len(missing) == len(self._vm.disks):
-            raise NotSupported(
-                f"{self._session.where}: {self._vm.name} has no disk that a snapshot can hold",
-                remedy="independent disks and physical raw device mappings cannot be backed up this way",
-            )
+            raise _no_disk(self._session, self._vm)
         for disk in missing:
             self._warn(
                 f"disk {disk.key} ({disk.label}) is not part of snapshots and is NOT backed up: "

@@ -204,6 +204,10 @@ def machine_findings(vm: VirtualMachine, placed: Placement | None) -> Iterator[F
     what = f"machine {vm.name}"
     if not vm.disks:
         yield problem("machine.disks", what, "it has no disk", None, ExitCode.CONTROL)
+    elif not any(disk.in_snapshots for disk in vm.disks):
+        text = "it has no disk that a snapshot can hold: there is nothing to back up"
+        remedy = "make a disk dependent, or back it up from inside the guest"
+        yield problem("machine.disks", what, text, remedy, ExitCode.CONTROL)
     if vm.instance_uuid is None:
         text = "it has no instance UUID to file its points under"
         yield problem("machine.uuid", what, text, "register it at vCenter", ExitCode.CONTROL)
