@@ -19,12 +19,14 @@ from vdkit.backup import verify
 from vdkit.errors import ConnectionLost, VixError
 from vdkit.jobs.backup import backup_machine
 from vdkit.jobs.cleanup import Choice, clean_up
+from vdkit.net.trust import Trust
 from vdkit.sim.host import SimulatedHost
 from vdkit.sim.https import HttpRequest, HttpResponse
 from vdkit.sim.site import Site
 from vdkit.sim.snapshot import DiskSpec
 from vdkit.testing.fixtures import HostFactory
 from vdkit.vsphere import snapshots
+from vdkit.vsphere.session import Session
 
 #: ``refused``: a fault, nothing is done. ``unheard``: it breaks before. ``unanswered``: it breaks after.
 #: ``restarted``: as that, and the service knows no session and no task any more. ``gone``: from then on.
@@ -75,6 +77,14 @@ FAULT = b"""<?xml version="1.0" encoding="UTF-8"?>
 </RuntimeFaultFault></detail></soapenv:Fault></soapenv:Body></soapenv:Envelope>"""
 
 
+def impatient(host: SimulatedHost) -> Session:
+    """A host that is gone stays gone here."""
+    trust = Trust(sha256=host.thumbprint_sha256)
+    return Session.login(
+        host.host, host.port, host.user, host.password, trust, patience=2.0, sleep=lambda seconds: None
+    )
+
+
 def settle(host: SimulatedHost) -> None:
     """Work that was asked for goes on after whoever asked has gone; until it has ended."""
     assert host.world is not None
@@ -87,7 +97,6 @@ def settle(host: SimulatedHost) -> None:
 def test_each_call_of_a_backup_goes_wrong_once(
     simulated_host_factory: HostFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A host that is gone stays gone here.
     monkeypatch.setattr(snapshots, "REMOVE_BUSY_DEADLINE", 0.0)
     trouble = Trouble()
     monkeypatch.setattr(Site, "serve", lambda site, request: trouble.serve(site, request))
@@ -104,7 +113,7 @@ def test_each_call_of_a_backup_goes_wrong_once(
         guest.scribble(2, 20_000)
         now, told = guest.now(), ""
         try:
-            with session_of(host) as session:
+            with impatient(host) as session:
                 trouble.start(at, WAYS[at // STEP % len(WAYS)])
                 try:
                     told = " ".join(backup_machine(session, "vm1", repository, Listener()).warnings)
