@@ -10,6 +10,7 @@ from simulated_login import logged_in, one_line, the_machine
 from vdkit.errors import (
     AlreadyExists,
     Ambiguous,
+    ConnectionLost,
     ControlError,
     NoPrivilege,
     ObjectNotFound,
@@ -19,7 +20,7 @@ from vdkit.errors import (
 from vdkit.net.secret import Secret
 from vdkit.sim.host import SimulatedHost
 from vdkit.testing.fixtures import HostFactory
-from vdkit.vsphere import machines
+from vdkit.vsphere import machines, tasks
 from vdkit.vsphere.inventory import find_machine, get_machine, list_machines
 from vdkit.vsphere.machines import NewDisk, NewMachine
 from vdkit.vsphere.model import Power
@@ -161,6 +162,27 @@ def test_what_cannot_be_made(session: Session, new: NewMachine, kind: type[VixEr
     with pytest.raises(kind) as caught:
         machines.create(session, new)
     one_line(caught.value, part)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ConnectionLost("the answer got lost")])
+def test_a_machine_that_may_have_been_made_is_told_of(
+    session: Session, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore that ends here does not know whether there is something to delete."""
+    new, real = NewMachine("half", "datastore1", (NewDisk(MIB),)), tasks.wait
+
+    def wait(*arguments: object, **options: object) -> None:
+        real(*arguments, **options)  # type: ignore[arg-type]
+        raise error
+
+    monkeypatch.setattr(tasks, "wait", wait)
+    with pytest.raises((KeyboardInterrupt, ConnectionLost)) as caught:
+        machines.create(session, new)
+    assert "'half' may have been made on [datastore1]" in caught.value.__notes__[0]
+    assert the_machine(session, "half").name == "half"
+    with pytest.raises(AlreadyExists) as refused:
+        machines.create(session, new)
+    assert not getattr(refused.value, "__notes__", [])
 
 
 def test_tickets(host: SimulatedHost, session: Session) -> None:

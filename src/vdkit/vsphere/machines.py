@@ -11,7 +11,15 @@ from typing import Any, Final, Literal
 
 from pyVmomi import vim
 
-from vdkit.errors import AlreadyExists, Ambiguous, ControlError, ObjectNotFound, UsageError
+from vdkit.errors import (
+    AlreadyExists,
+    Ambiguous,
+    ControlError,
+    ObjectNotFound,
+    TaskFailed,
+    UsageError,
+    VixError,
+)
 from vdkit.vsphere import tasks
 from vdkit.vsphere.hardware import escaped_name, plain_name
 from vdkit.vsphere.inventory import get_machine
@@ -95,16 +103,24 @@ def create(
         deviceChange=list(_devices(new)),
     )
     what = f"create machine {new.name!r} on [{new.datastore}]"
-    made = tasks.run(
-        session,
-        what,
-        lambda: place.folder.CreateVM_Task(spec, place.pool, None),
-        deadline=deadline,
-        progress=progress,
-    )
-    if made is None:
-        raise ControlError(f"{session.where}: {what}: the host names no machine after success")
-    return get_machine(session, made._GetMoId())
+    made = None
+    try:
+        made = tasks.run(
+            session,
+            what,
+            lambda: place.folder.CreateVM_Task(spec, place.pool, None),
+            deadline=deadline,
+            progress=progress,
+        )
+        if made is None:
+            raise ControlError(f"{session.where}: {what}: the host names no machine after success")
+        return get_machine(session, made._GetMoId())
+    except BaseException as error:
+        refused = isinstance(error, VixError) and not (error.retryable or isinstance(error, TaskFailed))
+        if made is not None or not refused:
+            # Nobody deletes what nobody knows: whether it is ours cannot be told by its name.
+            error.add_note(f"a machine {new.name!r} may have been made on [{new.datastore}]: delete it")
+        raise
 
 
 def require_free_name(session: Session, name: str) -> None:
