@@ -41,7 +41,8 @@ PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="Path inside t
 def add_to(app: typer.Typer) -> None:
     vmfs = typer.Typer(
         name="vmfs",
-        help="Look into a VMFS-5 or VMFS-6 datastore through its LUNs. Nothing is ever written to them.",
+        help="Look into a VMFS-5 or VMFS-6 datastore through its LUNs. Nothing is ever written to them.\n\n"
+        "Example: vdkit vmfs ls /dev/mapper/mpatha",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
@@ -49,7 +50,7 @@ def add_to(app: typer.Typer) -> None:
     vmfs.command("stat")(stat)
     vmfs.command("map")(map_file)
     vmfs.command("cp")(cp)
-    app.add_typer(vmfs)
+    app.add_typer(vmfs, name="vmfs")
 
 
 def ls(
