@@ -15,6 +15,7 @@ from typing import IO
 
 import pytest
 
+from vdkit.sim.controllers import DiskOptions
 from vdkit.sim.host import SimulatedHost
 from vdkit.sim.snapshot import DiskSpec
 from vdkit.testing.fixtures import HostFactory
@@ -124,15 +125,14 @@ def test_a_password_on_the_command_line_is_refused_and_not_repeated(
 def test_a_disk_that_no_snapshot_holds_has_an_exit_code_of_its_own(
     host: SimulatedHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The simulated host has no independent disks: the second of two is made to look like one."""
+    """The second of two is independent."""
     from vdkit.cli import main
-    from vdkit.jobs import backup
 
-    host.inventory.create_machine("two", "datastore1", [DiskSpec(1 << 20), DiskSpec(1 << 20)]).power_on()
+    independent = DiskSpec(1 << 20, options=DiskOptions(mode="independent_persistent"))
+    host.inventory.create_machine("two", "datastore1", [DiskSpec(1 << 20), independent]).power_on()
     for key, value in host.environment().items():
         monkeypatch.setenv(key, value)
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr(backup, "_in_snapshot", lambda disk: disk.key == 2000)
     with pytest.raises(SystemExit) as ended:
         main.run(["backup", "two", "--to", str(tmp_path / "repo"), "--json"])
     assert ended.value.code == 3
