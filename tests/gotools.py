@@ -1,7 +1,8 @@
 """Builds the tests' Go programs on Debian's govmomi library, and runs govmomi's own simulator.
 
-Programs live under ``tests/sim/go/NAME/main.go``. A build takes seconds to a minute, so its result is kept
-under ``.cache/go`` of the repository, named by a hash of the source and of the compiler.
+Programs live under ``tests/sim/go/NAME/main.go``, what they share under ``tests/sim/go/host``. A build takes
+seconds to a minute, so its result is kept under ``.cache/go`` of the repository, named by a hash of the
+source and of the compiler.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "tests" / "sim" / "go"
+SHARED = SOURCES / "host"
 CACHE = ROOT / ".cache" / "go"
 #: Where Debian's golang-github-vmware-govmomi-dev puts its source.
 GOPATH = Path("/usr/share/gocode")
@@ -28,7 +30,7 @@ def build(name: str) -> Path:
     """The executable of ``tests/sim/go/NAME``, built unless an earlier build of the same source is kept."""
     folder = SOURCES / name
     digest = hashlib.sha256(_version().encode())
-    for source in sorted(folder.glob("*.go")):
+    for source in sorted([*folder.glob("*.go"), *SHARED.glob("*.go")]):
         digest.update(source.read_bytes())
     CACHE.mkdir(parents=True, exist_ok=True)
     program = CACHE / f"{name}-{digest.hexdigest()[:16]}"

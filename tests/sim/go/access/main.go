@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"net/url"
 	"os"
 	"time"
 
@@ -15,11 +14,11 @@ import (
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/property"
-	"github.com/vmware/govmomi/session"
-	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"../host"
 )
 
 const method = "RelocateVM_Task"
@@ -52,23 +51,6 @@ func main() {
 	}
 }
 
-func login(ctx context.Context) (*govmomi.Client, error) {
-	u, err := soap.ParseURL(os.Getenv("GOVC_URL"))
-	if err != nil {
-		return nil, err
-	}
-	transport := soap.NewClient(u, false)
-	if err = transport.LoadThumbprints(os.Getenv("GOVC_TLS_KNOWN_HOSTS")); err != nil {
-		return nil, err
-	}
-	client, err := vim25.NewClient(ctx, transport)
-	if err != nil {
-		return nil, err
-	}
-	c := &govmomi.Client{Client: client, SessionManager: session.NewManager(client)}
-	return c, c.Login(ctx, url.UserPassword(os.Getenv("GOVC_USERNAME"), os.Getenv("GOVC_PASSWORD")))
-}
-
 func disabled(ctx context.Context, c *govmomi.Client, vm *object.VirtualMachine) ([]string, error) {
 	var found mo.VirtualMachine
 	err := property.DefaultCollector(c.Client).RetrieveOne(ctx, vm.Reference(), []string{"disabledMethod"}, &found)
@@ -84,7 +66,7 @@ func relocate(ctx context.Context, vm *object.VirtualMachine, store types.Manage
 }
 
 func use(ctx context.Context, name, source, target string, keep bool, out *seen) error {
-	c, err := login(ctx)
+	c, err := host.Login(ctx)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -20,13 +19,13 @@ import (
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/property"
-	"github.com/vmware/govmomi/session"
 	"github.com/vmware/govmomi/view"
-	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"../host"
 )
 
 type disk struct {
@@ -69,27 +68,10 @@ func main() {
 	}
 }
 
-func login(ctx context.Context, password string) (*govmomi.Client, error) {
-	u, err := soap.ParseURL(os.Getenv("GOVC_URL"))
-	if err != nil {
-		return nil, err
-	}
-	transport := soap.NewClient(u, false)
-	if err = transport.LoadThumbprints(os.Getenv("GOVC_TLS_KNOWN_HOSTS")); err != nil {
-		return nil, err
-	}
-	client, err := vim25.NewClient(ctx, transport)
-	if err != nil {
-		return nil, err
-	}
-	c := &govmomi.Client{Client: client, SessionManager: session.NewManager(client)}
-	return c, c.Login(ctx, url.UserPassword(os.Getenv("GOVC_USERNAME"), password))
-}
-
 func use(ctx context.Context, name string, out *seen) error {
-	_, err := login(ctx, "not the password")
+	_, err := host.LoginWith(ctx, "not the password")
 	out.Faults["login"] = soap.IsSoapFault(err)
-	c, err := login(ctx, os.Getenv("GOVC_PASSWORD"))
+	c, err := host.Login(ctx)
 	if err != nil {
 		return err
 	}

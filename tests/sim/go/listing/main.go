@@ -7,18 +7,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/url"
 	"os"
 	"time"
 
-	"github.com/vmware/govmomi"
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/property"
-	"github.com/vmware/govmomi/session"
 	"github.com/vmware/govmomi/view"
-	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/mo"
-	"github.com/vmware/govmomi/vim25/soap"
+
+	"../host"
 )
 
 type seen struct {
@@ -44,25 +41,8 @@ func main() {
 	}
 }
 
-func login(ctx context.Context) (*govmomi.Client, error) {
-	u, err := soap.ParseURL(os.Getenv("GOVC_URL"))
-	if err != nil {
-		return nil, err
-	}
-	transport := soap.NewClient(u, false)
-	if err = transport.LoadThumbprints(os.Getenv("GOVC_TLS_KNOWN_HOSTS")); err != nil {
-		return nil, err
-	}
-	client, err := vim25.NewClient(ctx, transport)
-	if err != nil {
-		return nil, err
-	}
-	c := &govmomi.Client{Client: client, SessionManager: session.NewManager(client)}
-	return c, c.Login(ctx, url.UserPassword(os.Getenv("GOVC_USERNAME"), os.Getenv("GOVC_PASSWORD")))
-}
-
 func list(ctx context.Context, out *seen) error {
-	c, err := login(ctx)
+	c, err := host.Login(ctx)
 	if err != nil {
 		return err
 	}
@@ -79,13 +59,13 @@ func list(ctx context.Context, out *seen) error {
 	names := map[string]string{}
 	collector := property.DefaultCollector(c.Client)
 	for _, one := range hosts {
-		var host mo.HostSystem
-		if err = collector.RetrieveOne(ctx, one.Reference(), []string{"name", "vm", "summary.config"}, &host); err != nil {
+		var found mo.HostSystem
+		if err = collector.RetrieveOne(ctx, one.Reference(), []string{"name", "vm", "summary.config"}, &found); err != nil {
 			return err
 		}
-		names[one.Reference().Value] = host.Name
-		out.ByHost[host.Name] = len(host.Vm)
-		out.Thumbprints[host.Name] = host.Summary.Config.SslThumbprint
+		names[one.Reference().Value] = found.Name
+		out.ByHost[found.Name] = len(found.Vm)
+		out.Thumbprints[found.Name] = found.Summary.Config.SslThumbprint
 	}
 	views, err := view.NewManager(c.Client).CreateContainerView(
 		ctx, c.ServiceContent.RootFolder, []string{"VirtualMachine"}, true)

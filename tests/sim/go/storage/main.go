@@ -10,19 +10,18 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"net/url"
 	"os"
 	"time"
 
 	"github.com/vmware/govmomi"
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
-	"github.com/vmware/govmomi/session"
-	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 	"github.com/vmware/govmomi/vslm"
+
+	"../host"
 )
 
 type seen struct {
@@ -56,25 +55,8 @@ func main() {
 	}
 }
 
-func login(ctx context.Context) (*govmomi.Client, error) {
-	u, err := soap.ParseURL(os.Getenv("GOVC_URL"))
-	if err != nil {
-		return nil, err
-	}
-	transport := soap.NewClient(u, false)
-	if err = transport.LoadThumbprints(os.Getenv("GOVC_TLS_KNOWN_HOSTS")); err != nil {
-		return nil, err
-	}
-	client, err := vim25.NewClient(ctx, transport)
-	if err != nil {
-		return nil, err
-	}
-	c := &govmomi.Client{Client: client, SessionManager: session.NewManager(client)}
-	return c, c.Login(ctx, url.UserPassword(os.Getenv("GOVC_USERNAME"), os.Getenv("GOVC_PASSWORD")))
-}
-
 func use(ctx context.Context, name string, out *seen) error {
-	c, err := login(ctx)
+	c, err := host.Login(ctx)
 	if err != nil {
 		return err
 	}
