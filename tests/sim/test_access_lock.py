@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from pyVmomi import vim, vmodl
@@ -98,6 +99,17 @@ def test_it_outlives_its_session_and_is_ended_by_the_same_identity(center: Simul
     assert held(center) == []
 
 
+def after_disabling(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
+    """``then`` happens each time the host has disabled something, before its answer is looked at."""
+    real = internal.disable_methods
+
+    def disable(*arguments: Any) -> None:
+        real(*arguments)
+        then()
+
+    monkeypatch.setattr(internal, "disable_methods", disable)
+
+
 def test_d9_it_is_busy_during_a_storage_vmotion(session: Session, center: SimulatedHost) -> None:
     """Row D9: object is busy, until it returns success; only that call is owed an end."""
     vm = the_machine(session)
@@ -118,13 +130,11 @@ def test_d9_a_relocation_that_begins_meanwhile_is_noticed(
 ) -> None:
     """It began between the look and the call, on a server that lets the call through: nothing stays."""
     vm = the_machine(session)
-    real = internal.disable_methods
 
-    def disable(*arguments: object) -> None:
-        real(*arguments)  # type: ignore[arg-type]
+    def begin() -> None:
         center.scenario.relocating = frozenset({"vm1"})
 
-    monkeypatch.setattr(internal, "disable_methods", disable)
+    after_disabling(monkeypatch, begin)
     with pytest.raises(ObjectBusy, match="moving it to other storage"):
         access.prepare_for_access(session, vm, OURS)
     assert held(center) == []
@@ -227,15 +237,14 @@ def test_a_broken_connection_in_the_call_costs_an_attempt(
 ) -> None:
     """Doing it twice is doing it once, so an answer that got lost is asked for again."""
     vm = the_machine(session)
-    real, calls = internal.disable_methods, []
+    calls = []
 
-    def disable(*arguments: object) -> None:
-        real(*arguments)  # type: ignore[arg-type]
+    def lose_the_first() -> None:
         calls.append(1)
         if len(calls) == 1:
             raise ConnectionLost("the answer got lost")
 
-    monkeypatch.setattr(internal, "disable_methods", disable)
+    after_disabling(monkeypatch, lose_the_first)
     access.prepare_for_access(session, vm, OURS)
     assert len(calls) == 2
     assert held(center) == [OURS]
@@ -245,13 +254,11 @@ def test_an_interruption_while_it_is_disabled_leaves_nothing(
     session: Session, center: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = the_machine(session)
-    real = internal.disable_methods
 
-    def disable(*arguments: object) -> None:
-        real(*arguments)  # type: ignore[arg-type]
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(internal, "disable_methods", disable)
+    after_disabling(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt), access.access(session, vm, OURS):
         pass
     assert held(center) == []
@@ -292,13 +299,11 @@ def test_an_answer_that_is_not_the_hosts_is_no_refusal(
     session: Session, center: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = the_machine(session)
-    real = internal.disable_methods
 
-    def disable(*arguments: object) -> None:
-        real(*arguments)  # type: ignore[arg-type]
+    def garble() -> None:
         raise ProtocolError("the answer is not that of a vSphere host") from ValueError("a page of a proxy")
 
-    monkeypatch.setattr(internal, "disable_methods", disable)
+    after_disabling(monkeypatch, garble)
     with pytest.raises(ProtocolError):
         access.prepare_for_access(session, vm, OURS)
     assert held(center) == []

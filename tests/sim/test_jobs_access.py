@@ -189,12 +189,18 @@ class Moves(Listener):
             self.refused = error
 
 
-def test_a_storage_vmotion_is_refused_while_a_backup_reads(center: SimulatedHost, tmp_path: Path) -> None:
+def running_with_two_datastores(center: SimulatedHost, folder: Path) -> Guest:
+    """The machine runs and has written; there is a datastore that it could move to."""
     center.power_on_all()
     guest = Guest(center)
     guest.scribble(8)
-    (tmp_path / "second").mkdir()
-    center.inventory.add_folder(tmp_path / "second", "datastore2")
+    (folder / "second").mkdir()
+    center.inventory.add_folder(folder / "second", "datastore2")
+    return guest
+
+
+def test_a_storage_vmotion_is_refused_while_a_backup_reads(center: SimulatedHost, tmp_path: Path) -> None:
+    guest = running_with_two_datastores(center, tmp_path)
     repository = new_repository(tmp_path / "repo")
     with session_of(center) as session:
         listener = Moves(center, session)
@@ -215,11 +221,7 @@ def test_a_storage_vmotion_is_refused_while_a_backup_reads(center: SimulatedHost
 
 def test_without_the_lock_a_storage_vmotion_costs_no_bytes(center: SimulatedHost, tmp_path: Path) -> None:
     """users.md row 30: who may not or does not want to forbid it still gets the right bytes, or an error."""
-    center.power_on_all()
-    guest = Guest(center)
-    guest.scribble(8)
-    (tmp_path / "second").mkdir()
-    center.inventory.add_folder(tmp_path / "second", "datastore2")
+    guest = running_with_two_datastores(center, tmp_path)
     repository = new_repository(tmp_path / "repo")
     with session_of(center) as session:
         listener = Moves(center, session)

@@ -79,6 +79,7 @@ def fill(kind: type[T], source: Source, at: str, table: Any, skip: Iterable[str]
     left_out = set(skip)
     wanted = as_table(source, at, table)
     hints = typing.get_type_hints(kind)
+    # mypy has no word for "any dataclass".
     names = [one.name for one in fields(kind) if one.name not in left_out]  # type: ignore[arg-type]
     check_keys(source, at, wanted, [*names, *left_out])
     values = {
