@@ -261,7 +261,7 @@ class _Machine:
         if not self._is_fixed:
             return []
         what = "relocation that is disabled"
-        known = [run.partition(".")[0] for run in self._seen_runs]
+        known = [_repository_of(run) for run in self._seen_runs]
         known += [one.id for one in self._choice.repositories]
         if any(one in locked for one in known):
             state, reason = State.KEPT, "a backup of the machine is running"
